@@ -1,0 +1,271 @@
+/* The protocol between daemon, agents and admin tools: message types, bodies, and the one table of their
+ * shapes.
+ *
+ * Transport: SOCK_SEQPACKET on a Unix socket; one frame a packet; native byte order and layout (both ends
+ * are on one machine). A frame is a header, a fixed body, then n elements of one type. Decoding is strict
+ * (proto/codec.h): exact size, count within its limit, reserved fields zero, exact number of fds, known
+ * type for the receiver's role; anything else is a violation and the connection is closed.
+ *
+ * The first frame decides the role: HELLO (an agent) or ADMIN_HELLO (ksmctl and friends). Frames of the
+ * other role, or before the first, are violations. A wrong version is answered with REFUSED, then closed.
+ *
+ * Addresses and lengths are in bytes and page aligned unless a name says _pages. */
+#pragma once
+
+#include <stdint.h>
+
+/* Bumped on any change of layout or meaning; equal or refused. */
+#define PROTO_VERSION 1
+/* One packet: more than the largest table row below, less than any sane SO_SNDBUF. */
+#define FRAME_MAX_BYTES 16384
+#define FRAME_MAX_FDS 4
+
+struct frame_header {
+        uint32_t size;    /* of the whole packet, header included */
+        uint16_t type;    /* enum message_type */
+        uint16_t version; /* PROTO_VERSION */
+        uint32_t count;   /* elements that follow the fixed body */
+        uint32_t reserved;
+};
+
+enum hello_flags {
+        HELLO_SHIM = 1 << 0,      /* libc's mapping calls are interposed */
+        HELLO_MERGE_ANY = 1 << 1, /* every eligible mapping is registered */
+};
+
+/* agent -> daemon, with fds { /proc/self/pagemap, /proc/self/mem }, both opened read-only by the agent
+ * itself: consent, bound to its mm. */
+struct msg_hello {
+        uint32_t flags;
+        uint32_t page_size;
+        uint32_t max_map_count; /* vm.max_map_count as the agent reads it, 0 if it cannot */
+        uint32_t n_vmas;        /* VMAs of the process at this time */
+        char comm[16];          /* NUL padded, display only */
+};
+
+/* daemon -> agent, with fd { /dev/userfaultfd }. */
+struct msg_welcome {
+        uint32_t client;
+        uint32_t reserved;
+};
+
+/* daemon -> anyone, then the connection is closed. */
+struct msg_refused {
+        int32_t error; /* errno value */
+        uint32_t reserved;
+        char reason[112]; /* NUL padded text for a person */
+};
+
+struct range_element {
+        uint64_t start, length;
+};
+#define RANGES_MAX 512
+
+/* agent -> daemon: elements = ranges now tracked (registered with the track userfaultfd). Overlap with a known
+ * range is merged into it. */
+struct msg_range_add {
+        uint32_t n_vmas; /* VMAs of the process now: input of the VMA budget */
+        uint32_t reserved;
+};
+/* agent -> daemon: elements = ranges no longer registered; anything merged in them was restored or unmapped. */
+struct msg_range_del {
+        uint64_t reserved;
+};
+/* agent -> daemon: elements = pages that no longer map what the daemon merged there (unmapped, removed,
+ * restored on the program's behalf); the ranges stay registered. */
+struct msg_gone {
+        uint64_t reserved;
+};
+
+/* agent -> daemon: merge what can be merged now in the range; answered by MERGE_DONE. */
+struct msg_merge_request {
+        uint64_t cookie, start, length;
+};
+/* daemon -> agent and daemon -> admin. */
+struct msg_merge_done {
+        uint64_t cookie;
+        uint64_t saved_bytes;
+        int32_t error; /* 0 or errno value */
+        uint32_t reserved;
+};
+
+/* agent -> daemon, at most once a second while something changed. Totals since the agent started. */
+struct msg_agent_stats {
+        uint64_t cpu_usec;
+        uint64_t transitions;
+        uint64_t busy;  /* transitions put off: a thread was inside a mapping call */
+        uint64_t waits[8]; /* wait_bucket_usec of common/counters.h */
+        uint32_t n_vmas;
+        uint32_t raw_syscalls; /* 1: mappings are changed without libc, merging has stopped here */
+};
+
+/* daemon -> agent, with fd { segment, O_RDONLY }: known until SEGMENT_DROP or disconnect. */
+struct msg_segment {
+        uint32_t segment; /* id, unique in the daemon's life */
+        uint32_t n_slots;
+};
+struct msg_segment_drop {
+        uint32_t segment;
+        uint32_t reserved;
+};
+
+/* daemon -> agent: one transition over pages of one 64-page aligned block, elements = the extents of
+ * the same kind, ascending, not overlapping. Answered by exactly one APPLIED with the same op. */
+enum apply_kind {
+        APPLY_MERGE = 1,   /* anonymous pages -> slots segment:slot.. (equal bytes expected) */
+        APPLY_ZERO = 2,    /* anonymous pages, all zero expected -> holes */
+        APPLY_RESTORE = 3, /* merged pages -> private anonymous copies */
+};
+struct extent_element {
+        uint64_t page;    /* address >> 12 of the first page */
+        uint32_t n_pages; /* 1..64, within the block */
+        uint32_t segment; /* MERGE only, else 0 */
+        uint32_t slot;    /* MERGE only, else 0: first slot; slots are consecutive */
+        uint32_t reserved;
+};
+struct msg_apply {
+        uint64_t op;   /* chosen by the daemon, not zero */
+        uint32_t kind; /* enum apply_kind */
+        uint32_t reserved;
+};
+
+/* What became of one page; index = page & 63. APPLY_NOT_ASKED for pages outside the request. */
+enum apply_status {
+        APPLY_NOT_ASKED = 0,
+        APPLY_OK = 1,
+        APPLY_CHANGED = 2,          /* bytes differ: the page is as it was */
+        APPLY_PINNED_OR_FORKED = 3, /* the kernel refused to certify it */
+        APPLY_VMA_GONE = 4,         /* not mapped as expected, or not eligible */
+        APPLY_BUDGET = 5,           /* ENOMEM: VMA limit or memory */
+        APPLY_BUSY = 6,             /* mapping calls in progress: ask again later */
+        APPLY_ERROR = 7,
+        APPLY_STATUS_MAX_
+};
+struct msg_applied {
+        uint64_t op;
+        uint32_t duration_usec; /* hole open, for the books */
+        uint32_t reserved;
+        uint8_t status[64]; /* enum apply_status */
+};
+
+struct msg_ping {
+        uint64_t cookie;
+};
+
+/* Admin frames: request -> one reply, in order. */
+struct msg_admin_hello {
+        uint32_t flags; /* 0 */
+        uint32_t reserved;
+};
+struct msg_admin_welcome {
+        uint32_t daemon_pid;
+        uint32_t privileged; /* 1: may set, merge, unmerge; 0: may only read */
+        char version[56];
+};
+struct msg_stats_request {
+        uint64_t reserved;
+};
+/* elements = int64 in the order of COUNTERS; a reader ignores counters it does not know (newer at the end). */
+struct msg_stats_reply {
+        uint64_t uptime_usec;
+};
+#define COUNTERS_MAX 512
+
+struct msg_clients_request {
+        uint32_t after; /* client id to continue after; 0 = from the first */
+        uint32_t reserved;
+};
+struct client_element {
+        uint32_t client, pid, uid, flags /* hello_flags */;
+        uint32_t domain, n_ranges;
+        uint64_t registered_pages, tracked_pages, merged_pages, zero_pages, unshared_pages;
+        int64_t profit_bytes;
+        uint64_t cpu_usec; /* of its agent */
+        uint32_t vmas_used, vma_budget;
+        uint32_t state; /* enum client_state */
+        uint32_t reserved;
+        char comm[16];
+};
+enum client_state {
+        CLIENT_ACTIVE = 0,
+        CLIENT_RAW = 1,    /* changes mappings without libc: left alone */
+        CLIENT_PARKED = 2, /* did not answer within a second */
+};
+/* More follow when count == CLIENTS_MAX: ask again with after = the last id. Ascending ids. */
+struct msg_clients_reply {
+        uint64_t reserved;
+};
+#define CLIENTS_MAX 96
+
+struct tunable_element {
+        uint32_t id, reserved;
+        int64_t value;
+};
+#define TUNABLES_MAX 256
+struct msg_tunables_request {
+        uint64_t reserved;
+};
+struct msg_tunables_reply {
+        uint64_t reserved;
+};
+struct msg_tunable_set {
+        uint32_t id, reserved;
+        int64_t value;
+};
+/* pid 0 = all processes. The reply ADMIN_DONE comes when it is done; others are served meanwhile. */
+struct msg_admin_merge {
+        uint32_t pid, reserved;
+};
+struct msg_admin_unmerge {
+        uint32_t pid, reserved;
+};
+struct msg_admin_done {
+        int32_t error; /* 0 or errno value */
+        uint32_t reserved;
+        uint64_t pages; /* merged or restored */
+        uint64_t left;  /* unmerge: pages that could not be restored */
+};
+
+/* An empty fixed body or no elements is written with these. */
+struct msg_empty {
+};
+
+enum message_role { ROLE_AGENT = 1, ROLE_ADMIN = 2, ROLE_DAEMON = 4 }; /* who may send it */
+
+/* X(number, NAME, senders, body, element, max elements, fds) */
+#define MESSAGES(X)                                                                                                   \
+        X(1, HELLO, ROLE_AGENT, struct msg_hello, uint8_t, 0, 2)                                                      \
+        X(2, WELCOME, ROLE_DAEMON, struct msg_welcome, uint8_t, 0, 1)                                                 \
+        X(3, REFUSED, ROLE_DAEMON, struct msg_refused, uint8_t, 0, 0)                                                 \
+        X(4, RANGE_ADD, ROLE_AGENT, struct msg_range_add, struct range_element, RANGES_MAX, 0)                        \
+        X(5, RANGE_DEL, ROLE_AGENT, struct msg_range_del, struct range_element, RANGES_MAX, 0)                        \
+        X(6, GONE, ROLE_AGENT, struct msg_gone, struct range_element, RANGES_MAX, 0)                                  \
+        X(7, MERGE_REQUEST, ROLE_AGENT, struct msg_merge_request, uint8_t, 0, 0)                                      \
+        X(8, MERGE_DONE, ROLE_DAEMON, struct msg_merge_done, uint8_t, 0, 0)                                           \
+        X(9, AGENT_STATS, ROLE_AGENT, struct msg_agent_stats, uint8_t, 0, 0)                                          \
+        X(10, SEGMENT, ROLE_DAEMON, struct msg_segment, uint8_t, 0, 1)                                                \
+        X(11, SEGMENT_DROP, ROLE_DAEMON, struct msg_segment_drop, uint8_t, 0, 0)                                      \
+        X(12, APPLY, ROLE_DAEMON, struct msg_apply, struct extent_element, 64, 0)                                     \
+        X(13, APPLIED, ROLE_AGENT, struct msg_applied, uint8_t, 0, 0)                                                 \
+        X(14, PING, ROLE_DAEMON, struct msg_ping, uint8_t, 0, 0)                                                      \
+        X(15, PONG, ROLE_AGENT, struct msg_ping, uint8_t, 0, 0)                                                       \
+        X(32, ADMIN_HELLO, ROLE_ADMIN, struct msg_admin_hello, uint8_t, 0, 0)                                         \
+        X(33, ADMIN_WELCOME, ROLE_DAEMON, struct msg_admin_welcome, uint8_t, 0, 0)                                    \
+        X(34, STATS_REQUEST, ROLE_ADMIN, struct msg_stats_request, uint8_t, 0, 0)                                     \
+        X(35, STATS_REPLY, ROLE_DAEMON, struct msg_stats_reply, int64_t, COUNTERS_MAX, 0)                             \
+        X(36, CLIENTS_REQUEST, ROLE_ADMIN, struct msg_clients_request, uint8_t, 0, 0)                                 \
+        X(37, CLIENTS_REPLY, ROLE_DAEMON, struct msg_clients_reply, struct client_element, CLIENTS_MAX, 0)            \
+        X(38, TUNABLES_REQUEST, ROLE_ADMIN, struct msg_tunables_request, uint8_t, 0, 0)                               \
+        X(39, TUNABLES_REPLY, ROLE_DAEMON, struct msg_tunables_reply, struct tunable_element, TUNABLES_MAX, 0)        \
+        X(40, TUNABLE_SET, ROLE_ADMIN, struct msg_tunable_set, uint8_t, 0, 0)                                         \
+        X(41, ADMIN_MERGE, ROLE_ADMIN, struct msg_admin_merge, uint8_t, 0, 0)                                         \
+        X(42, ADMIN_UNMERGE, ROLE_ADMIN, struct msg_admin_unmerge, uint8_t, 0, 0)                                     \
+        X(43, ADMIN_DONE, ROLE_DAEMON, struct msg_admin_done, uint8_t, 0, 0)
+
+enum message_type {
+#define X(number, NAME, ...) MSG_##NAME = number,
+        MESSAGES(X)
+#undef X
+};
+
+/* Largest frame: header + body + elements must fit FRAME_MAX_BYTES; checked in codec.c for every row. */
