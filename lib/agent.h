@@ -1,0 +1,50 @@
+/* The agent: the one thread that changes mappings for userksm in this process; and how program threads talk to it.
+ *
+ * Program threads never see the agent's file descriptors (it has a table of its own). They put a request into a
+ * mailbox and ring the bell: a byte of a page that a userfaultfd of the agent watches (lib/mailbox.h). Every request
+ * is synchronous. None may be made while inside map_enter/map_leave: the agent would wait for the caller. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "lib/userksm.h"
+
+/* flags: enum hello_flags of proto/messages.h. Idempotent; with HELLO_MERGE_ANY again turns discovery on. 0 or -errno. */
+int agent_start(const char *socket_path, unsigned flags);
+/* True when an agent thread runs in this process (false again in a forked child until it has its own). */
+bool agent_running(void);
+/* In a forked child of a process that had an agent: starts the child's. Called by wrappers at their entry, outside of
+ * every lock; two loads when there is nothing to do. */
+void agent_ensure_after_fork(void);
+
+/* As userksm_register and friends (same errors). */
+int agent_register(uint64_t start, uint64_t length);
+int agent_unregister(uint64_t start, uint64_t length);
+int agent_merge(uint64_t start, uint64_t length, uint64_t *saved_bytes);
+int agent_stats(struct userksm_stats *stats);
+
+/* Give merged pages of the range private copies, now; ranges stay registered. 0; 1 = pages that were copied on write stay
+ * in their file mapping (they may be pinned); -ENOMEM. 0 without an agent or when nothing is merged there. */
+int agent_restore(uint64_t start, uint64_t length);
+/* Restore, and never merge in the range again until it is unmapped (mlock, DONTFORK, WIPEONFORK, mbind ...). */
+int agent_exclude(uint64_t start, uint64_t length);
+/* Stop userfaultfd use of the range before the program registers its own: exclude + unregister from all contexts. */
+int agent_release(uint64_t start, uint64_t length);
+/* Merge-any off for the whole process (prctl(PR_SET_MEMORY_MERGE, 0)): restore and unregister what discovery found. */
+int agent_merge_any_stop(void);
+bool agent_merge_any(void);
+/* No transitions at all while set (mlockall). */
+void agent_suspend(bool suspended);
+
+/* The program has unmapped or replaced [start, start + length): drop ranges and books there. Asynchronous and cheap; may be
+ * called inside the mapping lock. */
+void agent_note_unmapped(uint64_t start, uint64_t length);
+
+/* Address ranges never to be merged, kept for discovery: thread stacks. Async, cheap, inside the lock or not. */
+void agent_note_stack(uint64_t start, uint64_t length);
+
+/* In a forked child without an agent: make [start, start + length) read as zeros where it is merged (what
+ * MADV_DONTNEED must do); inside the mapping lock. 0 or -errno. No-op where nothing is merged. */
+int agent_discard_local(uint64_t start, uint64_t length);

@@ -1,0 +1,73 @@
+/* The mapping lock (design 6.0): no call that changes the program's mappings overlaps a transition.
+ *
+ * Asymmetric. A program thread raises a word of its own (a plain store) around every mapping call and looks whether a
+ * transition is active. The agent sets "active", issues membarrier(PRIVATE_EXPEDITED), and looks at every word:
+ * after the barrier either the agent sees the raised word, or the thread sees "active" and waits. So a call costs a
+ * few ns and two transitions never need the program's cooperation.
+ *
+ * The word holds a nesting depth and the bit PASSED ("the check was made and the word stayed raised since"); a signal
+ * handler that interrupts a thread between raising and checking sees PASSED clear and makes the check itself.
+ *
+ * The agent never blocks on a word: it tries for a bounded time, draining events meanwhile (the holder may wait
+ * for an event that only the agent reads), then gives up until later. A longjmp out of a bracket leaves the word raised:
+ * that starves merging, never deadlocks; it shows as `busy` in the stats.
+ *
+ * Everything here is async-signal-safe and needs no initialisation. */
+#pragma once
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define MAP_DEPTH_MASK 0x7fffffffU
+#define MAP_PASSED 0x80000000U
+
+struct map_slot {
+        _Atomic uint32_t word; /* depth | MAP_PASSED; written by its thread only */
+        _Atomic uint32_t tid;  /* 0 = free */
+        uint64_t pad[7];       /* a cache line of its own */
+};
+
+extern __thread struct map_slot *map_slot_self __attribute__((tls_model("initial-exec")));
+extern _Atomic uint32_t map_active; /* bit 0: transition active; futex word */
+
+struct map_slot *map_slot_attach(void);
+void map_wait_inactive(struct map_slot *s);
+
+static inline void map_enter(void) {
+        struct map_slot *s = map_slot_self;
+        if (__builtin_expect(!s, 0))
+                s = map_slot_attach();
+        uint32_t w = atomic_load_explicit(&s->word, memory_order_relaxed) + 1;
+        atomic_store_explicit(&s->word, w, memory_order_relaxed);
+        /* The agent's membarrier orders this store against the load below; the compiler must not swap them. */
+        atomic_signal_fence(memory_order_seq_cst);
+        if (w & MAP_PASSED)
+                return;
+        if (__builtin_expect(atomic_load_explicit(&map_active, memory_order_acquire), 0))
+                map_wait_inactive(s);
+        w = atomic_load_explicit(&s->word, memory_order_relaxed);
+        atomic_store_explicit(&s->word, w | MAP_PASSED, memory_order_relaxed);
+}
+
+static inline void map_leave(void) {
+        struct map_slot *s = map_slot_self;
+        uint32_t w = atomic_load_explicit(&s->word, memory_order_relaxed) - 1;
+        if (!(w & MAP_DEPTH_MASK))
+                w = 0;
+        atomic_signal_fence(memory_order_seq_cst);
+        atomic_store_explicit(&s->word, w, memory_order_release);
+}
+
+/* -- agent side -- */
+
+/* Once per process (and again in a forked child): -errno when membarrier is not there. */
+int map_lock_init(void);
+/* True: active, and no thread is inside a bracket until map_lock_release. False after about `spin_usec`: given up.
+ * drain is called between looks. */
+bool map_lock_acquire(unsigned spin_usec, void (*drain)(void *), void *userdata);
+void map_lock_release(void);
+/* Some thread is inside a bracket right now: a REMOVE event may be its. */
+bool map_lock_any_inside(void);
+/* After fork, in the child: forget the other threads' words. */
+void map_lock_fork_child(void);
