@@ -22,6 +22,11 @@ void agent_ensure_after_fork(void);
 /* As userksm_register and friends (same errors). */
 int agent_register(uint64_t start, uint64_t length);
 int agent_unregister(uint64_t start, uint64_t length);
+/* For madvise(MADV_MERGEABLE): registers whatever in the range is eligible, skips the rest (already registered, file,
+ * shared, gaps ...). 0, or -EAGAIN when the kernel lacks the memory. Alignment is checked by the caller. */
+int agent_advise_mergeable(uint64_t start, uint64_t length);
+/* For MADV_UNMERGEABLE: as agent_unregister, but a range (or part of it) that is not registered is fine. */
+int agent_advise_unmergeable(uint64_t start, uint64_t length);
 int agent_merge(uint64_t start, uint64_t length, uint64_t *saved_bytes);
 int agent_stats(struct userksm_stats *stats);
 
