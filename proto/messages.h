@@ -20,6 +20,7 @@
 #define FRAME_MAX_BYTES 16384
 #define FRAME_MAX_FDS 4
 
+/* The header has this layout in every version, so that a wrong version can be told from a wrong frame. */
 struct frame_header {
         uint32_t size;    /* of the whole packet, header included */
         uint16_t type;    /* enum message_type */
@@ -31,13 +32,14 @@ struct frame_header {
 enum hello_flags {
         HELLO_SHIM = 1 << 0,      /* libc's mapping calls are interposed */
         HELLO_MERGE_ANY = 1 << 1, /* every eligible mapping is registered */
+        HELLO_FLAGS_ALL = HELLO_SHIM | HELLO_MERGE_ANY,
 };
 
 /* agent -> daemon, with fds { /proc/self/pagemap, /proc/self/mem }, both opened read-only by the agent
  * itself: consent, bound to its mm. */
 struct msg_hello {
         uint32_t flags;
-        uint32_t page_size;
+        uint32_t page_size;     /* 4096 to 65536; the daemon refuses all but 4096, in words */
         uint32_t max_map_count; /* vm.max_map_count as the agent reads it, 0 if it cannot */
         uint32_t n_vmas;        /* VMAs of the process at this time */
         char comm[16];          /* NUL padded, display only */
@@ -56,6 +58,10 @@ struct msg_refused {
         char reason[112]; /* NUL padded text for a person */
 };
 
+/* No user address is above it: 57-bit address spaces (five-level page tables), the kernel's half excluded. */
+#define ADDRESS_LIMIT (UINT64_C(1) << 56)
+
+/* Not empty, ends at or below ADDRESS_LIMIT. */
 struct range_element {
         uint64_t start, length;
 };
@@ -102,14 +108,16 @@ struct msg_agent_stats {
 /* daemon -> agent, with fd { segment, O_RDONLY }: known until SEGMENT_DROP or disconnect. */
 struct msg_segment {
         uint32_t segment; /* id, unique in the daemon's life */
-        uint32_t n_slots;
+        uint32_t n_slots; /* 1..SEGMENT_SLOTS_MAX */
 };
+/* 1 GiB: far above the store's largest segment (16 MiB), low enough that slot arithmetic fits 32 bits. */
+#define SEGMENT_SLOTS_MAX (1u << 18)
 struct msg_segment_drop {
         uint32_t segment;
         uint32_t reserved;
 };
 
-/* daemon -> agent: one transition over pages of one 64-page aligned block, elements = the extents of
+/* daemon -> agent: one transition over pages of one 64-page aligned block, elements = the extents (at least one) of
  * the same kind, ascending, not overlapping. Answered by exactly one APPLIED with the same op. */
 enum apply_kind {
         APPLY_MERGE = 1,   /* anonymous pages -> slots segment:slot.. (equal bytes expected) */
@@ -160,7 +168,7 @@ struct msg_admin_hello {
 struct msg_admin_welcome {
         uint32_t daemon_pid;
         uint32_t privileged; /* 1: may set, merge, unmerge; 0: may only read */
-        char version[56];
+        char version[56];    /* NUL padded */
 };
 struct msg_stats_request {
         uint64_t reserved;
@@ -190,6 +198,7 @@ enum client_state {
         CLIENT_ACTIVE = 0,
         CLIENT_RAW = 1,    /* changes mappings without libc: left alone */
         CLIENT_PARKED = 2, /* did not answer within a second */
+        CLIENT_STATE_MAX_
 };
 /* More follow when count == CLIENTS_MAX: ask again with after = the last id. Ascending ids. */
 struct msg_clients_reply {
@@ -198,7 +207,7 @@ struct msg_clients_reply {
 #define CLIENTS_MAX 96
 
 struct tunable_element {
-        uint32_t id, reserved;
+        uint32_t id, reserved; /* enum tunable_id of common/tunables.h; a reader ignores ids it does not know */
         int64_t value;
 };
 #define TUNABLES_MAX 256
@@ -208,6 +217,7 @@ struct msg_tunables_request {
 struct msg_tunables_reply {
         uint64_t reserved;
 };
+/* Answered by ADMIN_DONE: EINVAL outside the tunable's range, ENOENT unknown id, EPERM not privileged. */
 struct msg_tunable_set {
         uint32_t id, reserved;
         int64_t value;
@@ -224,10 +234,6 @@ struct msg_admin_done {
         uint32_t reserved;
         uint64_t pages; /* merged or restored */
         uint64_t left;  /* unmerge: pages that could not be restored */
-};
-
-/* An empty fixed body or no elements is written with these. */
-struct msg_empty {
 };
 
 enum message_role { ROLE_AGENT = 1, ROLE_ADMIN = 2, ROLE_DAEMON = 4 }; /* who may send it */
@@ -268,4 +274,5 @@ enum message_type {
 #undef X
 };
 
-/* Largest frame: header + body + elements must fit FRAME_MAX_BYTES; checked in codec.c for every row. */
+/* Header + body + elements fit FRAME_MAX_BYTES, and bodies and elements are multiples of 8 bytes: checked in codec.c
+ * for every row. */
