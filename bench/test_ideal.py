@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""ideal on two processes whose answer is known.
+
+Each child offers one mapping with MADV_MERGEABLE, so that --ranges mergeable sees these pages and nothing of the
+interpreter. Layout in pages, both children:
+
+    0..9     zero, written
+    10..73   64 contents common to both                       a run of 64 in each
+    74       a content of its own                             unique
+    75..77   one content three times                          runs of 1: equal neighbours share one slot
+    78       never touched                                    no candidate
+    79..86   the first child's contents 10..17 in reverse     runs of 1 in both
+
+Contents that occur twice or more: 64 common ones and the repeated one."""
+import json
+import mmap
+import os
+import signal
+import subprocess
+import sys
+
+PAGE = 4096
+MADV_MERGEABLE, MADV_NOHUGEPAGE = 12, 15
+
+
+def page(tag):
+    return tag.to_bytes(8, "little") * (PAGE // 8)
+
+
+def child(number, ready):
+    m = mmap.mmap(-1, 87 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    m.madvise(MADV_NOHUGEPAGE)
+    try:
+        m.madvise(MADV_MERGEABLE)
+    except OSError:
+        os.write(ready, b"x")
+        os._exit(0)
+
+    def put(index, content):
+        m[index * PAGE:(index + 1) * PAGE] = content
+    for i in range(10):
+        put(i, bytes(PAGE))
+    for i in range(64):
+        put(10 + i, page(1000 + i))
+    put(74, page(5000 + number))
+    for i in range(75, 78):
+        put(i, page(7000))
+    for i in range(8):
+        put(79 + i, page(1007 - i))
+    os.write(ready, b"r")
+    while True:
+        signal.pause()
+
+
+def main():
+    ideal = sys.argv[1]
+    pids = []
+    try:
+        for number in range(2):
+            r, w = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                child(number, w)
+            pids.append(pid)
+            if os.read(r, 1) != b"r":
+                print("skip: the kernel has no KSM, so no range can be marked")
+                return 77
+        out = subprocess.run([ideal, "--json", "--ranges", "mergeable", *map(str, pids)],
+                             capture_output=True, text=True, check=True).stdout
+        total = json.loads(out)["total"]
+        first = json.loads(out)["processes"][0]
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+    # 64 common contents, 8 of them twice in each child: 128 + 16 pages; the repeated one: 6 pages.
+    want = {"pages": 172, "zero_pages": 20, "duplicate_pages": 150, "unique_pages": 2,
+            "saved_bytes": (20 + 150 - 65) * PAGE, "runs": 2 * (1 + 3 + 8)}
+    wrong = [f"{name}: {total[name]}, expected {value}" for name, value in want.items() if total[name] != value]
+    lengths = {b["pages_from"]: b["runs"] for b in total["run_lengths"] if b["runs"]}
+    if lengths != {1: 22, 64: 2}:
+        wrong.append(f"run lengths {lengths}")
+    # zeros | 64 | unique | 1 1 1 | hole | 8 x 1 | (nothing known to follow, counted as a piece)
+    if first["vmas_added"] != 1 + 1 + 3 + 1 + 8 + 1:
+        wrong.append(f"vmas_added {first['vmas_added']}")
+    if first["pages"] != 86 or first["unreadable_pages"]:
+        wrong.append(f"first child: {first}")
+    for line in wrong:
+        print(line)
+    return 1 if wrong else 0
+
+
+sys.exit(main())
