@@ -1,0 +1,221 @@
+/* madvise and its relatives: the merge advice becomes registration, and advice that means something else on a merged page
+ * (a private file mapping) than on anonymous memory is preceded by a restore. */
+#include <errno.h>
+#include <sys/uio.h>
+
+#include "lib/book.h"
+#include "lib/preload/preload.h"
+#include "lib/sys.h"
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
+#endif
+/* Linux 6.14: the caller itself, in place of a pidfd. */
+#define PIDFD_SELF_THREAD (-10000)
+#define PIDFD_SELF_THREAD_GROUP (-10001)
+
+static int fail(int error) {
+        errno = error;
+        return -1;
+}
+
+/* As the kernel checks every madvise: 1 = go on with *ret; 0 = nothing to do, succeed; -errno. */
+static int check_range(void *addr, size_t length, struct span *ret) {
+        uint64_t start = (uint64_t) addr;
+        if (start & (KSM_PAGE_SIZE - 1))
+                return -EINVAL;
+        uint64_t rounded = page_ceil(length), end;
+        if (length && !rounded)
+                return -EINVAL;
+        if (__builtin_add_overflow(start, rounded, &end))
+                return -EINVAL;
+        *ret = (struct span) { start, end };
+        return end > start;
+}
+
+/* MADV_MERGEABLE, MADV_UNMERGEABLE. The kernel applies them to what can be merged, passes over what cannot, and says ENOMEM
+ * in the end when the range has gaps. msync(MS_ASYNC) walks VMAs and does nothing else: it finds the gaps. */
+static int advise_merge(void *addr, size_t length, bool mergeable) {
+        struct span span;
+        int r = check_range(addr, length, &span);
+        if (r <= 0)
+                return r < 0 ? fail(-r) : 0;
+        uint64_t bytes = span.end - span.start;
+        bool gaps = sys_call(SYS_msync, (long) span.start, (long) bytes, MS_ASYNC, 0, 0, 0) == -ENOMEM;
+        if (mergeable) {
+                r = shim_start_agent(false);
+                if (r == 0)
+                        r = REQUEST(agent_advise_mergeable(span.start, bytes));
+        } else {
+                r = agent_running() ? REQUEST(agent_advise_unmergeable(span.start, bytes)) : 0;
+        }
+        /* The kernel says EAGAIN when it lacks the memory for its books, ENOMEM when for the copies. */
+        if (r == -EAGAIN || r == -ENOMEM)
+                return fail(-r);
+        return gaps ? fail(ENOMEM) : 0;
+}
+
+static bool may_hold_merged(const struct span *span) {
+        map_enter();
+        bool any = book_any_merged(span->start, span->end);
+        map_leave();
+        return any;
+}
+
+/* Replaces the merged part by memory that reads as zeros. With an agent: it learns of the range from the kernel before the
+ * pages go, and answers the next access. A forked child without one does it by itself. */
+static int advise_dontneed(void *addr, size_t length, int advice, const struct span *span) {
+        enter();
+        int r = REAL(madvise)(addr, length, advice);
+        if (r == 0 && !agent_running()) {
+                int saved = errno;
+                int discarded = agent_discard_local(span->start, span->end - span->start);
+                if (discarded < 0)
+                        r = fail(-discarded);
+                else
+                        errno = saved;
+        }
+        leave();
+        return r;
+}
+
+static int advise_restored(void *addr, size_t length, int advice, const struct span *span) {
+        int left = enter_restored(span->start, span->end);
+        int saved = errno;
+        int r = REAL(madvise)(addr, length, advice);
+        leave();
+        /* The kernel may free such pages at any time, or never: what stays in a file mapping is never freed. */
+        if (r < 0 && left != 0 && advice == MADV_FREE && errno == EINVAL) {
+                errno = saved;
+                r = 0;
+        }
+        return r;
+}
+
+static int advise_plain(void *addr, size_t length, int advice) {
+        enter();
+        int r = REAL(madvise)(addr, length, advice);
+        leave();
+        return r;
+}
+
+static int advise_dontfork(void *addr, size_t length, int advice, const struct span *span) {
+        enter();
+        int r = REAL(madvise)(addr, length, advice);
+        if (r == 0)
+                agent_note_dontfork(span->start, span->end - span->start, advice == MADV_DONTFORK);
+        leave();
+        return r;
+}
+
+/* How an advice meets merged pages. */
+enum treatment {
+        TREAT_PLAIN,    /* means the same on them, or is only a hint */
+        TREAT_DONTNEED, /* drops pages: zeros must come back */
+        TREAT_RESTORE,  /* fails or means something else on a file mapping */
+        TREAT_EXCLUDE,  /* sets what a replaced mapping would lose */
+        TREAT_DONTFORK, /* set on merged memory too, and by the agent again when it replaces a mapping (QEMU's guest RAM) */
+        TREAT_MERGE,
+};
+
+static enum treatment treatment_of(int advice) {
+        switch (advice) {
+        case MADV_DONTNEED:
+        case MADV_DONTNEED_LOCKED:
+                return TREAT_DONTNEED;
+        case MADV_FREE:
+        case MADV_REMOVE:
+        case MADV_COLLAPSE:
+        case MADV_GUARD_INSTALL:
+        case MADV_GUARD_REMOVE:
+                return TREAT_RESTORE;
+        case MADV_WIPEONFORK:
+        case MADV_DONTDUMP:
+                return TREAT_EXCLUDE;
+        case MADV_DONTFORK:
+        case MADV_DOFORK:
+                return TREAT_DONTFORK;
+        case MADV_MERGEABLE:
+        case MADV_UNMERGEABLE:
+                return TREAT_MERGE;
+        default:
+                return TREAT_PLAIN;
+        }
+}
+
+SHIM_EXPORT int madvise(void *addr, size_t length, int advice) {
+        struct span span;
+        enum treatment treatment = treatment_of(advice);
+        if (treatment == TREAT_MERGE && shim_enabled())
+                return advise_merge(addr, length, advice == MADV_MERGEABLE);
+        if (treatment == TREAT_PLAIN || treatment == TREAT_MERGE || check_range(addr, length, &span) <= 0)
+                return advise_plain(addr, length, advice);
+        if (treatment == TREAT_DONTNEED)
+                return advise_dontneed(addr, length, advice, &span);
+        if (treatment == TREAT_DONTFORK)
+                return advise_dontfork(addr, length, advice, &span);
+        if (treatment == TREAT_EXCLUDE && agent_running()) {
+                (void) REQUEST(agent_exclude(span.start, span.end - span.start));
+                return advise_plain(addr, length, advice);
+        }
+        return advise_restored(addr, length, advice, &span);
+}
+
+/* POSIX_MADV_DONTNEED does nothing in glibc; the others are hints. */
+SHIM_EXPORT int posix_madvise(void *addr, size_t length, int advice) {
+        enter();
+        int r = REAL(posix_madvise)(addr, length, advice);
+        leave();
+        return r;
+}
+
+/* Restores what a call over several ranges needs restored. Between this and the call a page could be merged again only after
+ * a pass without a write; such a call then fails as on a file mapping (EINVAL), it does no harm. */
+static void prepare_vector(const struct iovec *vector, size_t n, int advice) {
+        enum treatment treatment = treatment_of(advice);
+        if (treatment != TREAT_RESTORE && treatment != TREAT_EXCLUDE)
+                return;
+        for (size_t i = 0; i < n; i++) {
+                struct span span;
+                if (check_range(vector[i].iov_base, vector[i].iov_len, &span) <= 0 || !may_hold_merged(&span))
+                        continue;
+                if (treatment == TREAT_EXCLUDE)
+                        (void) REQUEST(agent_exclude(span.start, span.end - span.start));
+                else
+                        (void) REQUEST(agent_restore(span.start, span.end - span.start));
+        }
+}
+
+/* Since 6.13 a process may give itself any advice by this call. Merge advice is caught when it names itself by constant;
+ * through a pidfd it reaches the kernel's own KSM. */
+static ssize_t advise_vector_merge(const struct iovec *vector, size_t n, bool mergeable) {
+        ssize_t done = 0;
+        for (size_t i = 0; i < n; i++) {
+                if (advise_merge(vector[i].iov_base, vector[i].iov_len, mergeable) < 0)
+                        return done ? done : -1;
+                done += (ssize_t) vector[i].iov_len;
+        }
+        return done;
+}
+
+SHIM_EXPORT ssize_t process_madvise(int pidfd, const struct iovec *vector, size_t n, int advice, unsigned flags) {
+        real_process_madvise_fn f = REAL(process_madvise);
+        if (!f) {
+                errno = ENOSYS;
+                return -1;
+        }
+        if (pidfd == PIDFD_SELF_THREAD || pidfd == PIDFD_SELF_THREAD_GROUP) {
+                if (treatment_of(advice) == TREAT_MERGE && shim_enabled() && flags == 0)
+                        return advise_vector_merge(vector, n, advice == MADV_MERGEABLE);
+        }
+        if (agent_running())
+                prepare_vector(vector, n, advice);
+        enter();
+        ssize_t r = f(pidfd, vector, n, advice, flags);
+        leave();
+        return r;
+}

@@ -1,0 +1,158 @@
+/* mremap. Merged pages are mappings of their own: mremap refuses a range of several mappings (EFAULT), and growing one would
+ * show what lies behind the run in its segment. So they are restored first; and because restored memory may stay in
+ * pieces (it keeps page offsets of its own), a range in pieces that was one mapping to the program is moved piece by piece.
+ *
+ * Pages that were copied on write and may be pinned cannot be restored: mremap then fails with ENOMEM, and nothing changed.
+ * realloc copies instead (alloc.c). */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+
+#include "common/uapi.h"
+#include "lib/book.h"
+#include "lib/preload/preload.h"
+#include "lib/sys.h"
+#include "lib/vma.h"
+
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
+struct remap {
+        uint64_t old, old_bytes, new_bytes; /* page multiples */
+        uint64_t to;                        /* MREMAP_FIXED */
+        int flags;
+};
+
+static uint64_t real_remap(uint64_t old, uint64_t old_bytes, uint64_t new_bytes, int flags, uint64_t to) {
+        return (uint64_t) REAL(mremap)((void *) old, old_bytes, new_bytes, flags, (void *) to);
+}
+
+static bool failed(uint64_t addr) {
+        return addr == (uint64_t) MAP_FAILED;
+}
+
+/* Calls f for every mapping in [start, end). True when they are private anonymous memory of one protection without a gap,
+ * and there is more than one: what a plain mapping became under us. */
+static bool in_pieces(int maps_fd, uint64_t start, uint64_t end, uint64_t *ret_last_start) {
+        const uint64_t same = PROCMAP_QUERY_VMA_READABLE | PROCMAP_QUERY_VMA_WRITABLE | PROCMAP_QUERY_VMA_EXECUTABLE |
+                              PROCMAP_QUERY_VMA_SHARED;
+        uint64_t at = start, flags = 0;
+        unsigned n = 0;
+        while (at < end) {
+                struct vma v;
+                if (vma_query(maps_fd, at, false, &v) < 0 || !v.anonymous || (v.flags & PROCMAP_QUERY_VMA_SHARED))
+                        return false;
+                if (n++ == 0)
+                        flags = v.flags & same;
+                else if ((v.flags & same) != flags)
+                        return false;
+                *ret_last_start = MAX(at, v.start);
+                at = v.end;
+        }
+        return n > 1;
+}
+
+/* Moves [old, old + bytes) to [to, ...), one mapping at a time; the last one gets last_extra bytes more (or is not there to
+ * grow). Returns how far it came. */
+static uint64_t move_pieces(int maps_fd, uint64_t old, uint64_t bytes, uint64_t to, uint64_t last_extra, int flags) {
+        uint64_t done = 0;
+        while (done < bytes) {
+                struct vma v;
+                if (vma_query(maps_fd, old + done, false, &v) < 0)
+                        break;
+                uint64_t piece = MIN(v.end, old + bytes) - (old + done);
+                uint64_t extra = done + piece == bytes ? last_extra : 0;
+                if (failed(real_remap(old + done, piece, piece + extra, flags | MREMAP_MAYMOVE | MREMAP_FIXED, to + done)))
+                        break;
+                done += piece;
+        }
+        return done;
+}
+
+/* The whole range in pieces goes to a new place. Undone when a piece cannot be moved. */
+static uint64_t remap_moving(int maps_fd, const struct remap *r) {
+        uint64_t keep = MIN(r->old_bytes, r->new_bytes), extra = r->new_bytes - keep;
+        bool fixed = r->flags & MREMAP_FIXED;
+        uint64_t to = (uint64_t) REAL(mmap)(fixed ? (void *) r->to : NULL, r->new_bytes, PROT_NONE,
+                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | (fixed ? MAP_FIXED : 0), -1, 0);
+        if (failed(to))
+                return to;
+        uint64_t done = move_pieces(maps_fd, r->old, keep, to, extra, r->flags & MREMAP_DONTUNMAP);
+        if (done < keep) {
+                (void) move_pieces(maps_fd, to, done, r->old, 0, 0);
+                (void) REAL(munmap)((void *) to, r->new_bytes);
+                errno = ENOMEM;
+                return (uint64_t) MAP_FAILED;
+        }
+        if (keep < r->old_bytes)
+                (void) REAL(munmap)((void *) (r->old + keep), r->old_bytes - keep);
+        return to;
+}
+
+static uint64_t remap_in_pieces(const struct remap *r) {
+        int saved = errno;
+        long maps_fd = sys_open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+        uint64_t last = 0, result = (uint64_t) MAP_FAILED;
+        if (maps_fd >= 0 && in_pieces((int) maps_fd, r->old, r->old + r->old_bytes, &last)) {
+                if (!(r->flags & (MREMAP_FIXED | MREMAP_DONTUNMAP))) {
+                        uint64_t bytes = r->old + r->old_bytes - last;
+                        result = real_remap(last, bytes, bytes + r->new_bytes - r->old_bytes, 0, 0);
+                        if (!failed(result))
+                                result = r->old;
+                }
+                if (failed(result) && (r->flags & MREMAP_MAYMOVE))
+                        result = remap_moving((int) maps_fd, r);
+                saved = failed(result) ? ENOMEM : saved;
+        } else {
+                saved = EFAULT;
+        }
+        if (maps_fd >= 0)
+                sys_close((int) maps_fd);
+        errno = saved;
+        return result;
+}
+
+/* Inside the lock, after success. */
+static void note_remapped(const struct remap *r, uint64_t result) {
+        if (result != r->old) {
+                note_unmapped(result, result + r->new_bytes);
+                if (!(r->flags & MREMAP_DONTUNMAP))
+                        note_unmapped(r->old, r->old + r->old_bytes);
+        } else if (r->new_bytes < r->old_bytes) {
+                note_unmapped(r->old + r->new_bytes, r->old + r->old_bytes);
+        }
+}
+
+static uint64_t remap_locked(const struct remap *r) {
+        uint64_t result = real_remap(r->old, r->old_bytes, r->new_bytes, r->flags, r->to);
+        if (failed(result) && errno == EFAULT && r->old_bytes)
+                result = remap_in_pieces(r);
+        if (!failed(result))
+                note_remapped(r, result);
+        return result;
+}
+
+SHIM_EXPORT void *mremap(void *old, size_t old_length, size_t new_length, int flags, ...) {
+        va_list ap;
+        va_start(ap, flags);
+        uint64_t to = (uint64_t) va_arg(ap, void *);
+        va_end(ap);
+        struct remap r = { (uint64_t) old, page_ceil(old_length), page_ceil(new_length), to, flags };
+        uint64_t end;
+        /* What the kernel refuses, it refuses. */
+        if ((r.old & (KSM_PAGE_SIZE - 1)) || __builtin_add_overflow(r.old, r.old_bytes, &end))
+                return REAL(mremap)(old, old_length, new_length, flags, to);
+        int left = 0;
+        if (r.new_bytes <= r.old_bytes && !(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)))
+                enter(); /* unmaps the tail at most */
+        else
+                left = enter_restored(r.old, end);
+        uint64_t result = (uint64_t) MAP_FAILED;
+        if (left != 0)
+                errno = ENOMEM;
+        else
+                result = remap_locked(&r);
+        leave();
+        return (void *) result;
+}

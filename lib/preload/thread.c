@@ -1,0 +1,98 @@
+/* Threads and processes: a new thread says where its stack is before it does anything else (libc gives stacks back by
+ * calls of its own, outside of the lock), and libc's own mappings around a spawn or a dlclose are bracketed.
+ *
+ * dlopen is not interposed: it looks at its caller for RUNPATH, and it unmaps nothing that could have been merged. */
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#include "lib/preload/preload.h"
+
+/* Also attaches the thread to the mapping lock here, at leisure: a vfork child shares its parent's word and must find it. */
+static void note_own_stack(void) {
+        enter();
+        leave();
+        int saved = errno;
+        pthread_attr_t attr;
+        void *addr;
+        size_t size, guard;
+        if (pthread_getattr_np(pthread_self(), &attr) == 0) {
+                if (pthread_attr_getstack(&attr, &addr, &size) == 0 && pthread_attr_getguardsize(&attr, &guard) == 0)
+                        agent_note_stack(page_floor((uint64_t) addr - guard), page_ceil(size + guard));
+                (void) pthread_attr_destroy(&attr);
+        }
+        errno = saved;
+}
+
+struct thread_start {
+        void *(*routine)(void *);
+        void *argument;
+};
+
+static void *thread_main(void *p) {
+        struct thread_start start = *(struct thread_start *) p;
+        free(p);
+        note_own_stack();
+        return start.routine(start.argument);
+}
+
+SHIM_EXPORT int pthread_create(pthread_t *ret, const pthread_attr_t *attr, void *(*routine)(void *), void *argument) {
+        struct thread_start *start = malloc(sizeof(*start));
+        if (!start)
+                return EAGAIN;
+        *start = (struct thread_start) { routine, argument };
+        enter();
+        int r = REAL(pthread_create)(ret, attr, thread_main, start);
+        leave();
+        if (r != 0)
+                free(start);
+        return r;
+}
+
+struct c11_start {
+        thrd_start_t routine;
+        void *argument;
+};
+
+static int c11_main(void *p) {
+        struct c11_start start = *(struct c11_start *) p;
+        free(p);
+        note_own_stack();
+        return start.routine(start.argument);
+}
+
+SHIM_EXPORT int thrd_create(thrd_t *ret, thrd_start_t routine, void *argument) {
+        struct c11_start *start = malloc(sizeof(*start));
+        if (!start)
+                return thrd_nomem;
+        *start = (struct c11_start) { routine, argument };
+        enter();
+        int r = REAL(thrd_create)(ret, c11_main, start);
+        leave();
+        if (r != thrd_success)
+                free(start);
+        return r;
+}
+
+SHIM_EXPORT int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
+                            const posix_spawnattr_t *attr, char *const argv[], char *const envp[]) {
+        enter();
+        int r = REAL(posix_spawn)(pid, path, actions, attr, argv, envp);
+        leave();
+        return r;
+}
+
+SHIM_EXPORT int posix_spawnp(pid_t *pid, const char *file, const posix_spawn_file_actions_t *actions,
+                             const posix_spawnattr_t *attr, char *const argv[], char *const envp[]) {
+        enter();
+        int r = REAL(posix_spawnp)(pid, file, actions, attr, argv, envp);
+        leave();
+        return r;
+}
+
+SHIM_EXPORT int dlclose(void *handle) {
+        enter();
+        int r = REAL(dlclose)(handle);
+        leave();
+        return r;
+}
