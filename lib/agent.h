@@ -33,7 +33,7 @@ int agent_stats(struct userksm_stats *stats);
 /* Give merged pages of the range private copies, now; ranges stay registered. 0; 1 = pages that were copied on write stay
  * in their file mapping (they may be pinned); -ENOMEM. 0 without an agent or when nothing is merged there. */
 int agent_restore(uint64_t start, uint64_t length);
-/* Restore, and never merge in the range again until it is unmapped (mlock, DONTFORK, WIPEONFORK, mbind ...). */
+/* Restore, and never merge in the range again until it is unmapped (mlock, WIPEONFORK, DONTDUMP, mbind ...). */
 int agent_exclude(uint64_t start, uint64_t length);
 /* Stop userfaultfd use of the range before the program registers its own: exclude + unregister from all contexts. */
 int agent_release(uint64_t start, uint64_t length);
@@ -49,6 +49,10 @@ void agent_note_unmapped(uint64_t start, uint64_t length);
 
 /* Address ranges never to be merged, kept for discovery: thread stacks. Async, cheap, inside the lock or not. */
 void agent_note_stack(uint64_t start, uint64_t length);
+
+/* madvise(MADV_DONTFORK / MADV_DOFORK) succeeded on the range: merging goes on, replaced pages keep the attribute. QEMU
+ * does this to guest memory. Async, inside the lock. */
+void agent_note_dontfork(uint64_t start, uint64_t length, bool dontfork);
 
 /* In a forked child without an agent: make [start, start + length) read as zeros where it is merged (what
  * MADV_DONTNEED must do); inside the mapping lock. 0 or -errno. No-op where nothing is merged. */

@@ -33,7 +33,7 @@ int userksm_init(const char *socket_path);
  *  -EEXIST   already registered, exactly or wholly inside a registered range
  *  -ENOMEM   part of it is not mapped, or no memory for the books
  *  -EBUSY    part of it belongs to another userfaultfd
- *  -EPERM    memory that must stay as it is: mlocked, DONTFORK, WIPEONFORK, DONTDUMP, sealed, policy or key of its own */
+ *  -EPERM    memory that must stay as it is: mlocked, WIPEONFORK, DONTDUMP, sealed, policy or key of its own */
 int userksm_register(void *addr, size_t length);
 
 /* Gives every merged page in the range a private copy (synchronously) and forgets it.
