@@ -22,11 +22,22 @@ struct book_block {
 /* Grows if needed; NULL when out of memory. */
 struct book_block *book_get(uint64_t block);
 struct book_block *book_find(uint64_t block);
-/* Next block at or after *cursor entries that has merged pages; for walks over everything. NULL at the end. */
-struct book_block *book_next(uint32_t *cursor);
+
+/* Walks the blocks of [start, end) that have merged pages: block number and the merged pages of it in the range. Bits
+ * may be changed between steps; a rehash (book_get) restarts the walk's luck: pages may then be seen twice. */
+struct book_walk {
+        uint64_t start, end;
+        uint64_t position; /* 0 at the beginning */
+};
+bool book_walk_next(struct book_walk *w, uint64_t *ret_block, uint64_t *ret_mask);
 
 /* True when some page of [start, end) is (or was, see above) merged. Cost: min(blocks of the range, entries). */
 bool book_any_merged(uint64_t start, uint64_t end);
 void book_forget(uint64_t start, uint64_t end);
 uint64_t book_merged_pages(void);
-bool book_any_removed(void);
+
+/* Merged pages of the range now read as zeros (a REMOVE event was read). */
+void book_mark_removed(uint64_t start, uint64_t end);
+/* True when something was marked since the last call: fork must give those pages their zeros first. */
+bool book_take_any_removed(void);
+bool book_some_removed(void); /* the same, asked by any thread, without taking */

@@ -1,0 +1,42 @@
+/* Inside the agent thread: its loop's parts that other files of lib/ call. */
+#pragma once
+
+#include "lib/mailbox.h"
+#include "lib/state.h"
+#include "lib/vma.h"
+
+void agent_consume_notes(struct agent *a);
+/* Registers [start, end) with the track context as far as the kernel lets; part of ranges. 0 or -errno. */
+int agent_track(struct agent *a, uint64_t start, uint64_t end);
+/* Opens the four contexts and scratch on first use, then puts every range under tracking and every inherited merged run
+ * under `shared`. device_fd is the caller's. 0 or -errno. */
+int agent_open_contexts(struct agent *a, int device_fd);
+
+/* registry.c: requests on ranges */
+int registry_register(struct agent *a, uint64_t start, uint64_t end, bool strict);
+int registry_unregister(struct agent *a, uint64_t start, uint64_t end, bool strict);
+int registry_exclude(struct agent *a, uint64_t start, uint64_t end);
+int registry_release(struct agent *a, uint64_t start, uint64_t end);
+void registry_forget(struct agent *a, uint64_t start, uint64_t end); /* unmapped by the program */
+int registry_retrack(struct agent *a);
+/* Adds what is eligible of the VMA's part in [start, end). */
+int registry_add_vma(struct agent *a, const struct vma *v, const struct rangeset *forbidden, uint64_t start,
+                     uint64_t end);
+
+/* discover.c: merge-any */
+void discover_step(struct agent *a, uint64_t now);
+void discover_stop(struct agent *a);
+uint32_t count_vmas(struct agent *a);
+
+/* events.c */
+void events_prepare_fork(struct agent *a);
+
+const char *agent_socket_path(void);
+
+/* link.c: the connection to the daemon */
+void link_step(struct agent *a, uint64_t now);    /* connects when it is time, sends stats */
+void link_readable(struct agent *a);              /* handles frames */
+void link_close(struct agent *a);
+void link_send_ranges(struct agent *a, enum message_type type, const struct interval *v, uint32_t n);
+int link_request_merge(struct agent *a, uint32_t cookie, uint64_t start, uint64_t length);
+uint64_t link_next_usec(const struct agent *a);

@@ -1,0 +1,31 @@
+/* Start and fork of the agent: shared by agent.c and fork.c. */
+#pragma once
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define SOCKET_DEFAULT "/run/userksm/userksm.sock"
+
+enum agent_state { AGENT_NONE, AGENT_STARTING, AGENT_RUNNING, AGENT_FAILED };
+
+struct agent_control {
+        _Atomic uint32_t state; /* enum agent_state; futex word */
+        _Atomic uint32_t gate;  /* GATE_WORKING | forks under way; futex word */
+        _Atomic uint32_t ready; /* 1: contexts are open; futex word */
+        _Atomic uint32_t fork_pending; /* a forked child that has no agent yet though its parent had one */
+        char path[108]; /* of sun_path */
+        uint32_t flags; /* hello_flags of the parent, for a forked child's agent */
+        void *stack;
+};
+#define GATE_WORKING 0x80000000U
+
+struct agent_control *agent_control(void);
+void *agent_main(void *userdata);
+void agent_reset_in_child(void);
+void fork_register(void); /* pthread_atfork */
+
+/* The agent: false while a fork is under way. */
+bool control_enter(struct agent_control *c);
+void control_leave(struct agent_control *c);
+void control_ready(struct agent_control *c);

@@ -1,0 +1,125 @@
+/* merge-any: finds every eligible mapping in what the kernel lists, at start and again as the program grows.
+ *
+ * Eligible: private, anonymous, readable and writable, not executable, without a name of its own, none of the attributes that
+ * forbid merging, not a thread stack, not memory of this library (DONTDUMP). The data segments of the objects loaded at
+ * start are noted as excluded by the program thread that starts the agent: libc's belong to the agent too. */
+#include <errno.h>
+
+#include "lib/agent_loop.h"
+#include "lib/sys.h"
+#include "lib/vma.h"
+
+#define DISCOVER_PERIOD_USEC 1000000U
+/* Even when the size stands still, mappings may have been exchanged. */
+#define DISCOVER_WALK_USEC 10000000U
+/* A walk that finds something new reads smaps: it takes at most this share of the time. */
+#define DISCOVER_COST_FACTOR 20U
+
+struct found_special {
+        struct agent *a;
+        struct rangeset forbidden;
+};
+
+static void on_special(void *userdata, uint64_t start, uint64_t end, unsigned special) {
+        struct found_special *f = userdata;
+        if (special & VMA_FORBIDDEN)
+                (void) rangeset_add(&f->forbidden, start, end);
+        if (special & VMA_DONTFORK)
+                (void) rangeset_add(&f->a->dontfork, start, end);
+}
+
+/* A stack of a thread that libc made for itself (the others are noted by the shim): a guard of one page right below. */
+static bool looks_like_stack(const struct vma *before, const struct vma *v) {
+        const uint64_t access =
+                PROCMAP_QUERY_VMA_READABLE | PROCMAP_QUERY_VMA_WRITABLE | PROCMAP_QUERY_VMA_EXECUTABLE;
+        return before->anonymous && before->end == v->start && before->end - before->start == KSM_PAGE_SIZE &&
+               !(before->flags & access);
+}
+
+static bool covered(struct agent *a, uint64_t start, uint64_t end) {
+        for (uint64_t at = start; at < end;) {
+                const struct interval *x = rangeset_from(&a->ranges, at), *y = rangeset_from(&a->excluded, at);
+                if (x && x->start <= at)
+                        at = x->end;
+                else if (y && y->start <= at)
+                        at = y->end;
+                else
+                        return false;
+        }
+        return true;
+}
+
+uint32_t count_vmas(struct agent *a) {
+        struct vma v;
+        uint32_t n = 0;
+        for (uint64_t at = 0; vma_query(a->maps_fd, at, true, &v) == 0; at = v.end)
+                n++;
+        return n;
+}
+
+/* Calls f for every candidate not yet covered. Returns the number of VMAs seen. */
+static uint32_t walk(struct agent *a, void (*f)(struct agent *, const struct vma *, void *), void *userdata) {
+        struct vma before = { 0 }, v;
+        uint32_t n = 0;
+        for (uint64_t at = 0; vma_query(a->maps_fd, at, true, &v) == 0; at = v.end, before = v, n++) {
+                if (!vma_is_candidate(&v) || covered(a, v.start, v.end))
+                        continue;
+                if (looks_like_stack(&before, &v)) {
+                        (void) rangeset_add(&a->excluded, v.start, v.end);
+                        continue;
+                }
+                f(a, &v, userdata);
+        }
+        return n;
+}
+
+static void count_new(struct agent *a, const struct vma *v, void *userdata) {
+        (*(uint32_t *) userdata)++;
+}
+
+static void add_new(struct agent *a, const struct vma *v, void *userdata) {
+        struct found_special *f = userdata;
+        (void) registry_add_vma(a, v, &f->forbidden, v->start, v->end);
+        (void) rangeset_add(&a->found, v->start, v->end);
+}
+
+static uint64_t vm_pages(struct agent *a) {
+        char text[32] = "";
+        uint64_t n = 0;
+        if (sys_pread(a->statm_fd, text, sizeof(text) - 1, 0) <= 0)
+                return 0;
+        for (const char *p = text; *p >= '0' && *p <= '9'; p++)
+                n = n * 10 + (uint64_t) (*p - '0');
+        return n;
+}
+
+void discover_step(struct agent *a, uint64_t now) {
+        if (!a->merge_any || now < a->discover_at_usec)
+                return;
+        a->discover_at_usec = now + DISCOVER_PERIOD_USEC;
+        uint64_t pages = vm_pages(a);
+        if (pages == a->last_vm_pages && now < a->walk_at_usec)
+                return;
+        a->last_vm_pages = pages;
+        a->walk_at_usec = now + DISCOVER_WALK_USEC;
+        uint32_t n_new = 0;
+        a->figures.n_vmas = walk(a, count_new, &n_new);
+        if (!n_new)
+                return;
+        struct found_special f = { .a = a };
+        if (vma_each_special(a->smaps_fd, a->text, TEXT_BUFFER_BYTES, on_special, &f) == 0)
+                (void) walk(a, add_new, &f);
+        rangeset_clear(&f.forbidden);
+        uint64_t cost = now_usec() - now;
+        a->discover_at_usec = MAX(a->discover_at_usec, now + cost * DISCOVER_COST_FACTOR);
+}
+
+void discover_stop(struct agent *a) {
+        a->merge_any = false;
+        while (a->found.n) {
+                struct interval x = a->found.v[0];
+                (void) registry_unregister(a, x.start, x.end, false);
+                if (rangeset_remove(&a->found, x.start, x.end) < 0)
+                        return;
+        }
+}

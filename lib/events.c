@@ -1,0 +1,106 @@
+/* What the contexts tell the agent, and its answers.
+ *
+ * shared, fault: an access met an empty page table entry of a merged run. Either the page was discarded (MADV_DONTNEED:
+ *   must read as zeros) or the kernel took the entry away by reclaim or migration (must read as the segment). The fault does not
+ *   say which; the record of REMOVE events does (book.removed).
+ * shared or guard, remove: a discard is about to happen; its caller waits until the event is read. It must be recorded before
+ *   anybody can fault on the page: reading it is what lets the zap begin.
+ * guard, fault: an access waits for the transition; it is counted, and woken when the transition ends. One that comes after
+ *   (its message was still in the queue) is woken at once. */
+#include <errno.h>
+
+#include "lib/agent_loop.h"
+#include "lib/book.h"
+#include "lib/maplock.h"
+#include "lib/sys.h"
+#include "lib/transition.h"
+
+#define FORK_TRIES 64U /* each reads the events that were in the way */
+
+/* False: an unread event of the context stands in the way (EAGAIN). */
+static bool zero_page(struct agent *a, uint64_t address) {
+        /* A discard of a write-protected page leaves a marker; ZEROPAGE wants an empty entry. EEXIST: somebody was first. */
+        (void) context_writeprotect(&a->shared, address, address + KSM_PAGE_SIZE, false);
+        return context_zeropage(&a->shared, address) != -EAGAIN;
+}
+
+static bool is_removed(uint64_t address) {
+        struct book_block *b = book_find(address >> (BLOCK_SHIFT + KSM_PAGE_SHIFT));
+        return b && b->removed >> ((address >> KSM_PAGE_SHIFT) & (BLOCK_PAGES - 1)) & 1;
+}
+
+static void on_shared_fault(void *userdata, uint64_t address, uint64_t flags) {
+        struct agent *a = userdata;
+        (void) flags;
+        if (is_removed(address))
+                (void) zero_page(a, address);
+        else {
+                uint64_t done;
+                (void) context_continue(&a->shared, address, address + KSM_PAGE_SIZE, &done);
+        }
+        /* Whatever came of it (EAGAIN: an event further back in the queue), the access is tried again and faults again. */
+        context_wake(&a->shared, address, address + KSM_PAGE_SIZE);
+}
+
+static void note_discard(struct agent *a, uint64_t start, uint64_t end) {
+        /* The caller of a wrapped madvise, or a free that trims, still holds the mapping lock while it waits for us. Nobody
+         * inside: the program discards without libc, and other calls of that kind could overlap a transition. */
+        if (!map_lock_any_inside())
+                a->raw = true;
+        book_mark_removed(start, end);
+}
+
+static void on_shared_remove(void *userdata, uint64_t start, uint64_t end) {
+        note_discard(userdata, start, end);
+}
+
+static void on_guard_fault(void *userdata, uint64_t address, uint64_t flags) {
+        struct agent *a = userdata;
+        (void) flags;
+        if (a->current)
+                a->current->n_waited++;
+        else
+                context_wake(&a->guard, address, address + KSM_PAGE_SIZE);
+}
+
+static void on_guard_remove(void *userdata, uint64_t start, uint64_t end) {
+        struct agent *a = userdata;
+        note_discard(a, start, end);
+        if (!a->current)
+                return;
+        for (unsigned i = 0; i < BLOCK_PAGES; i++) {
+                uint64_t page = page_address(a->current->base, i);
+                if (page >= start && page < end)
+                        a->current->removed |= 1ULL << i;
+        }
+}
+
+void agent_drain(void *agent) {
+        struct agent *a = agent;
+        if (!a->contexts_open)
+                return;
+        const struct context_events guard = { on_guard_fault, on_guard_remove, a };
+        const struct context_events shared = { on_shared_fault, on_shared_remove, a };
+        (void) context_drain(&a->guard, &guard);
+        (void) context_drain(&a->shared, &shared);
+}
+
+/* The child of a fork gets the page tables but no context: a discarded page without its zeros would read as the segment. A
+ * page whose zap is still to come is not empty yet (EEXIST); its caller runs beside the fork, either order is legal. */
+void events_prepare_fork(struct agent *a) {
+        agent_drain(a);
+        if (!a->contexts_open || !book_take_any_removed())
+                return;
+        struct book_walk w = { .start = 0, .end = UINT64_MAX };
+        uint64_t block, mask;
+        while (book_walk_next(&w, &block, &mask)) {
+                struct book_block *b = book_find(block);
+                uint64_t base = block << (BLOCK_SHIFT + KSM_PAGE_SHIFT);
+                for (uint64_t m = mask & b->removed; m; m &= m - 1)
+                        for (unsigned tries = 0; tries < FORK_TRIES; tries++) {
+                                if (zero_page(a, page_address(base, (unsigned) __builtin_ctzll(m))))
+                                        break;
+                                agent_drain(a);
+                        }
+        }
+}

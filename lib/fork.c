@@ -1,0 +1,99 @@
+/* fork: the child must find whole books and no page in transition, and gets an agent of its own.
+ *
+ * prepare (in the forking thread): discarded pages get their zeros, then the gate keeps the agent from changing its books, then
+ *   the mapping lock keeps transitions away (a fork with a hole open would give the child zeros). The agent goes on
+ *   answering events: the forking thread may fault.
+ * parent: both are let go.
+ * child: only this thread exists. The mappings are there without contexts; merged pages stay, copy-on-write as ever. An agent is
+ *   started by the first wrapped call (agent_ensure_after_fork), not here: most children exec at once, and other atfork
+ *   handlers (malloc's) have not run yet. */
+#include <errno.h>
+#include <pthread.h>
+
+#include "lib/agent.h"
+#include "lib/agent_start.h"
+#include "lib/book.h"
+#include "lib/mailbox.h"
+#include "lib/maplock.h"
+#include "lib/sys.h"
+
+/* An agent that does not answer this long is broken; the fork goes on. */
+#define FORK_ANSWER_USEC 2000000U
+/* How long a child with inherited merged pages waits for its agent to watch them. A daemon that is there answers in one
+ * millisecond; without one, raw discards in the child would not be heard, and waiting does not help. */
+#define CHILD_READY_USEC 100000U
+
+static bool had_agent(const struct agent_control *c) {
+        return atomic_load(&c->state) == AGENT_RUNNING;
+}
+
+static void prepare(void) {
+        struct agent_control *c = agent_control();
+        if (had_agent(c) && book_some_removed()) {
+                struct request r = { .kind = REQUEST_FORK };
+                (void) mailbox_call(&r, FORK_ANSWER_USEC);
+        }
+        uint32_t gate = atomic_fetch_add(&c->gate, 1) + 1;
+        while (gate & GATE_WORKING) {
+                (void) sys_futex_wait(&c->gate, gate, NULL);
+                gate = atomic_load(&c->gate);
+        }
+        map_enter();
+}
+
+static void parent(void) {
+        struct agent_control *c = agent_control();
+        map_leave();
+        atomic_fetch_sub(&c->gate, 1);
+}
+
+static void child(void) {
+        struct agent_control *c = agent_control();
+        bool had = had_agent(c);
+        map_lock_fork_child();
+        map_leave();
+        atomic_store(&c->gate, 0);
+        if (atomic_load(&c->state) == AGENT_NONE)
+                return;
+        agent_reset_in_child();
+        atomic_store(&c->ready, 0);
+        atomic_store(&c->state, AGENT_NONE);
+        if (had)
+                atomic_store(&c->fork_pending, 1);
+}
+
+void fork_register(void) {
+        (void) pthread_atfork(prepare, parent, child);
+}
+
+bool control_enter(struct agent_control *c) {
+        uint32_t expected = 0;
+        return atomic_compare_exchange_strong(&c->gate, &expected, GATE_WORKING);
+}
+
+void control_leave(struct agent_control *c) {
+        if (atomic_fetch_and(&c->gate, ~GATE_WORKING) != GATE_WORKING)
+                (void) sys_futex_wake(&c->gate, INT32_MAX);
+}
+
+void control_ready(struct agent_control *c) {
+        atomic_store(&c->ready, 1);
+        (void) sys_futex_wake(&c->ready, INT32_MAX);
+}
+
+void agent_ensure_after_fork(void) {
+        struct agent_control *c = agent_control();
+        if (__builtin_expect(!atomic_load_explicit(&c->fork_pending, memory_order_relaxed), 1))
+                return;
+        if (!atomic_exchange(&c->fork_pending, 0))
+                return;
+        int saved = errno;
+        if (agent_start(c->path, c->flags) == 0 && book_any_merged(0, UINT64_MAX)) {
+                uint64_t deadline = now_usec() + CHILD_READY_USEC;
+                while (!atomic_load(&c->ready) && now_usec() < deadline) {
+                        const struct timespec ts = { .tv_nsec = 1000000 };
+                        (void) sys_futex_wait(&c->ready, 0, &ts);
+                }
+        }
+        errno = saved;
+}

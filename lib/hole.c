@@ -1,0 +1,371 @@
+/* merge and zero: anonymous pages -> slots of a segment, or holes (design 6.1, 6.2).
+ *
+ * The state of a block, and what an access by anybody meets in it:
+ *
+ *   TRACKED   in `track`: plain memory.                                              undo: none needed
+ *   ARMED     in `guard`, MISSING: still plain memory, all pages present.            undo: disarm
+ *   HOLE      pages moved to scratch: an access waits (user mode, kernel mode, GUP). undo: move back, disarm
+ *   COMPARED  nothing changes.                                                       undo: move back, disarm
+ *   PLACED    equal pages: a private mapping of the segment, in `shared`; complete by itself, as the bytes are equal.
+ *             Other pages: moved back. Zero: the hole stays, it reads as zeros.      no undo: the result
+ *   TRACKED / SHARED, accesses woken.
+ *
+ * Why no byte can differ. While a page is in scratch nobody but the agent can reach it: the kernel moved it only because it
+ * was exclusive and unpinned (I1), and MOVE is atomic against page table users. So the comparison is of frozen bytes with
+ * immutable bytes (I2). The replacement is one mmap(MAP_FIXED), atomic for the address space: before it accesses wait in the
+ * guard, after it they find the segment's bytes. Between that mmap and its REGISTER in `shared` a write makes a private copy
+ * as it always will; CONTINUE then finds the page there (EEXIST) and leaves it. No mapping call of the program runs
+ * meanwhile (mapping lock); one that bypasses libc shows as a REMOVE event on the guard, its pages are dropped from
+ * scratch and from the books (transition.removed).
+ *
+ * What the ioctl says it moved is never believed (docs/kernel.md): scratch is looked at. */
+#include <errno.h>
+#include <string.h>
+
+#include "common/cleanup.h"
+#include "lib/book.h"
+#include "lib/sys.h"
+#include "lib/transition.h"
+#include "lib/vma.h"
+
+/* EAGAIN without progress: an event that was just drained, a page lock, a migration; all short. */
+#define MOVE_TRIES 64U
+/* Moving back must end; each try without progress yields, so this is minutes. Then memory cannot be given back: stop. */
+#define BACK_TRIES 1000000U
+
+struct hole {
+        struct transition *t;
+        uint32_t kind;
+        uint64_t todo; /* pages to replace in the span */
+        int fd[64];    /* MERGE: segment of each page; */
+        uint32_t slot[64];
+};
+
+static uint64_t scratch_address(const struct agent *a, unsigned i) {
+        return (uint64_t) a->scratch + ((uint64_t) i << KSM_PAGE_SHIFT);
+}
+
+/* -- before the hole --------------------------------------------------------------------------------------------- */
+
+/* Reads the slots' bytes into `expected`: while the hole is open they must be in cache, and a segment must not fault. */
+static void load_expected(struct hole *h, const struct extent_element *x, uint32_t n) {
+        struct agent *a = h->t->a;
+        for (uint32_t e = 0; e < n; e++) {
+                unsigned at = (unsigned) (x[e].page & (BLOCK_PAGES - 1));
+                const struct segment *s = segments_find(&a->segments, x[e].segment);
+                size_t length = (size_t) x[e].n_pages << KSM_PAGE_SHIFT;
+                if (!s || x[e].slot + x[e].n_pages > s->n_slots ||
+                    sys_pread(s->fd, a->expected + ((size_t) at << KSM_PAGE_SHIFT), length,
+                              (uint64_t) x[e].slot << KSM_PAGE_SHIFT) != (long) length) {
+                        transition_set(h->t, run_bits(at, x[e].n_pages), APPLY_ERROR);
+                        h->todo &= ~run_bits(at, x[e].n_pages);
+                        continue;
+                }
+                for (unsigned i = 0; i < x[e].n_pages; i++) {
+                        h->fd[at + i] = s->fd;
+                        h->slot[at + i] = x[e].slot + i;
+                }
+        }
+}
+
+/* Drops pages that are not registered, not plain anonymous memory, or not present now. */
+static void drop_ineligible(struct hole *h) {
+        struct transition *t = h->t;
+        struct agent *a = t->a;
+        struct look look;
+        if (look_at(a->pagemap_fd, t->base, BLOCK_PAGES, &look) < 0) {
+                transition_set(t, h->todo, APPLY_ERROR);
+                h->todo = 0;
+                return;
+        }
+        uint64_t bad = h->todo & (look.zero | look.file | look.swapped);
+        transition_set(t, bad, APPLY_CHANGED);
+        h->todo &= ~bad;
+        bad = h->todo & ~look.present;
+        for (unsigned i = 0, n; next_run(h->todo & ~bad, &i, &n); i += n)
+                for (unsigned k = i; k < i + n; k++)
+                        if (!rangeset_contains(&a->ranges, page_address(t->base, k), page_address(t->base, k + 1)) ||
+                            rangeset_overlaps(&a->excluded, page_address(t->base, k), page_address(t->base, k + 1)))
+                                bad |= 1ULL << k;
+        transition_set(t, bad, APPLY_VMA_GONE);
+        h->todo &= ~bad;
+}
+
+/* -- the hole ------------------------------------------------------------------------------------------------------ */
+
+static uint64_t in_scratch(struct agent *a) {
+        struct look look;
+        if (look_at(a->pagemap_fd, (uint64_t) a->scratch, BLOCK_PAGES, &look) < 0)
+                __builtin_trap(); /* cannot know where the program's pages are: would corrupt */
+        /* The kernel's zero page in scratch is the watchdog's; pages of the program were chosen not to be it. */
+        return (look.present | look.swapped) & ~look.zero;
+}
+
+/* Made exclusive again by a write fault of ours: pages that a fork shared until the child went away stay marked as not
+ * exclusive. Only when nobody else maps them now (pagemap bit 56), or the write would copy and cost memory. The page
+ * is present and guarded in MISSING mode only, so the agent cannot wait for itself. */
+static bool make_exclusive(struct agent *a, uint64_t address) {
+        uint64_t entry;
+        if (sys_pread(a->pagemap_fd, &entry, sizeof(entry), address >> KSM_PAGE_SHIFT << 3) != sizeof(entry))
+                return false;
+        const uint64_t present = 1ULL << 63, exclusive = 1ULL << 56;
+        if ((entry & (present | exclusive)) != (present | exclusive))
+                return false;
+        return sys_madvise(address, KSM_PAGE_SIZE, 23 /* MADV_POPULATE_WRITE */) == 0;
+}
+
+static uint64_t move_out(struct hole *h, uint64_t base) {
+        struct agent *a = h->t->a;
+        uint64_t left = h->todo, retried = 0;
+        unsigned tries = 0;
+        for (unsigned i = 0, n; i = 0, next_run(left, &i, &n);) {
+                watch_begin(&a->watch);
+                int r = context_move(&a->spare, scratch_address(a, i), page_address(base, i),
+                                     (uint64_t) n << KSM_PAGE_SHIFT);
+                watch_end(&a->watch);
+                delay_point(a);
+                if (r == 0) {
+                        left &= ~run_bits(i, n);
+                        continue;
+                }
+                uint64_t before = left;
+                left &= ~in_scratch(a);
+                if (left != before)
+                        tries = 0;
+                uint64_t rest = left & run_bits(i, n);
+                if (!rest)
+                        continue;
+                uint64_t first = rest & -rest; /* where it stopped */
+                if (r == -EAGAIN) {
+                        agent_drain(a);
+                        if (++tries < MOVE_TRIES)
+                                continue;
+                        transition_set(h->t, left, APPLY_BUSY);
+                        break;
+                }
+                if (r == -EBUSY && !(retried & first)) {
+                        retried |= first;
+                        if (make_exclusive(a, page_address(base, (unsigned) __builtin_ctzll(first))))
+                                continue;
+                }
+                enum apply_status s = r == -EBUSY || r == -EEXIST ? APPLY_PINNED_OR_FORKED
+                                      : r == -ENOENT             ? APPLY_CHANGED
+                                      : r == -ENOMEM             ? APPLY_BUDGET
+                                      : r == -EINVAL             ? APPLY_VMA_GONE
+                                                                 : APPLY_ERROR;
+                transition_set(h->t, first, s);
+                left &= ~first;
+        }
+        return in_scratch(a);
+}
+
+static bool is_zero(const uint8_t *p) {
+        return !*(const uint64_t *) p && memcmp(p, p + 8, KSM_PAGE_SIZE - 8) == 0;
+}
+
+static uint64_t compare(struct hole *h, uint64_t moved) {
+        struct agent *a = h->t->a;
+        uint64_t equal = 0;
+        for (uint64_t m = moved; m; m &= m - 1) {
+                unsigned i = (unsigned) __builtin_ctzll(m);
+                const uint8_t *page = (const uint8_t *) scratch_address(a, i);
+                bool same = h->kind == APPLY_ZERO
+                                    ? is_zero(page)
+                                    : memcmp(page, a->expected + ((size_t) i << KSM_PAGE_SHIFT), KSM_PAGE_SIZE) == 0;
+                if (same)
+                        equal |= 1ULL << i;
+        }
+        transition_set(h->t, moved & ~equal, APPLY_CHANGED);
+        return equal;
+}
+
+/* -- placing ------------------------------------------------------------------------------------------------------- */
+
+static void populate(struct agent *a, uint64_t start, uint64_t end) {
+        unsigned tries = 0;
+        while (start < end) {
+                uint64_t done;
+                int r = context_continue(&a->shared, start, end, &done);
+                if (done > start)
+                        tries = 0;
+                start = done;
+                if (r == 0)
+                        return;
+                if (r == -EEXIST) { /* written between mmap and here: already a private copy */
+                        start += KSM_PAGE_SIZE;
+                        continue;
+                }
+                agent_drain(a);
+                if (r != -EAGAIN || ++tries > MOVE_TRIES)
+                        return; /* the rest comes by minor faults */
+        }
+}
+
+/* pages at .. at + n with consecutive slots of one segment. */
+static enum apply_status place_run(struct hole *h, unsigned at, unsigned n) {
+        struct agent *a = h->t->a;
+        uint64_t start = page_address(h->t->base, at), end = page_address(h->t->base, at + n);
+        struct book_block *b = book_get(h->t->base >> (BLOCK_SHIFT + KSM_PAGE_SHIFT));
+        if (!b)
+                return APPLY_BUDGET;
+        long r = sys_mmap(start, end - start, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, h->fd[at],
+                          (uint64_t) h->slot[at] << KSM_PAGE_SHIFT);
+        if (sys_is_error(r))
+                return (enum apply_status) errno_status((int) r);
+        b->merged |= run_bits(at, n);
+        b->removed &= ~run_bits(at, n);
+        /* Before a fork can see it: fork waits for the mapping lock. */
+        if (rangeset_overlaps(&a->dontfork, start, end))
+                (void) sys_madvise(start, end - start, MADV_DONTFORK);
+        delay_point(a);
+        /* Populated before it is in place, a run would never fuse with its neighbours; registered before it is populated, it
+         * does. Failing here costs the tracking of later writes and the exactness of raw discards, never bytes: no
+         * more transitions then. */
+        if (context_register(&a->shared, start, end, UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MINOR) < 0)
+                a->raw = true;
+        delay_point(a);
+        populate(a, start, end);
+        return APPLY_OK;
+}
+
+static uint64_t place(struct hole *h, uint64_t equal) {
+        uint64_t placed = 0;
+        if (h->kind == APPLY_ZERO) {
+                transition_set(h->t, equal, APPLY_OK);
+                return equal;
+        }
+        for (unsigned i = 0, n; next_run(equal, &i, &n); i += n) {
+                unsigned k = 1;
+                while (k < n && h->fd[i + k] == h->fd[i] && h->slot[i + k] == h->slot[i] + k)
+                        k++;
+                n = k;
+                enum apply_status s = place_run(h, i, n);
+                transition_set(h->t, run_bits(i, n), s);
+                if (s == APPLY_OK)
+                        placed |= run_bits(i, n);
+        }
+        return placed;
+}
+
+/* -- closing ------------------------------------------------------------------------------------------------------- */
+
+static void move_back(struct hole *h, uint64_t back) {
+        struct transition *t = h->t;
+        struct agent *a = t->a;
+        unsigned tries = 0;
+        while (back &= ~t->removed) {
+                unsigned i = 0, n = 1;
+                (void) next_run(back, &i, &n);
+                int r = context_move(&a->guard, page_address(t->base, i), scratch_address(a, i),
+                                     (uint64_t) n << KSM_PAGE_SHIFT);
+                delay_point(a);
+                if (r == 0) {
+                        back &= ~run_bits(i, n);
+                        continue;
+                }
+                uint64_t before = back;
+                back &= in_scratch(a);
+                if (back != before)
+                        tries = 0;
+                agent_drain(a);
+                uint64_t rest = back & run_bits(i, n);
+                if (!rest)
+                        continue;
+                uint64_t first = rest & -rest;
+                if (r == -EBUSY) {
+                        /* A raw fork made it non-exclusive: a write does the opposite. */
+                        volatile uint8_t *p = (volatile uint8_t *) scratch_address(a, (unsigned) __builtin_ctzll(first));
+                        *p = *p;
+                } else if (r == -EEXIST || r == -EINVAL || r == -ENOENT) {
+                        /* EEXIST with the page still here: the program put something else there, past the lock; no such
+                         * VMA: it unmapped it. What is there now is right. */
+                        struct look look;
+                        struct vma v;
+                        uint64_t address = page_address(t->base, (unsigned) __builtin_ctzll(first));
+                        bool there = look_at(a->pagemap_fd, t->base, BLOCK_PAGES, &look) == 0 && look.present & first;
+                        bool gone = vma_query(a->maps_fd, address, false, &v) < 0 || !vma_is_candidate(&v);
+                        if (there || gone) {
+                                a->raw = true;
+                                back &= ~first;
+                                continue;
+                        }
+                }
+                if (++tries > BACK_TRIES)
+                        __builtin_trap(); /* the program's bytes cannot be given back: would corrupt */
+                sys_yield();
+        }
+}
+
+static void disarm(struct hole *h, uint64_t span, uint64_t placed) {
+        struct agent *a = h->t->a;
+        uint64_t plain = h->kind == APPLY_ZERO ? span : span & ~placed;
+        for (unsigned i = 0, n; next_run(plain, &i, &n); i += n) {
+                uint64_t start = page_address(h->t->base, i), end = page_address(h->t->base, i + n);
+                (void) context_unregister(&a->guard, start, end);
+                delay_point(a);
+                if (context_register(&a->track, start, end, UFFDIO_REGISTER_MODE_WP) < 0)
+                        a->retrack = true;
+        }
+}
+
+/* One VMA's share of the block. */
+static void replace_span(struct hole *h) {
+        struct transition *t = h->t;
+        struct agent *a = t->a;
+        unsigned first = (unsigned) __builtin_ctzll(h->todo), last = 63 - (unsigned) __builtin_clzll(h->todo);
+        uint64_t span = run_bits(first, last - first + 1);
+        uint64_t start = page_address(t->base, first), end = page_address(t->base, last + 1);
+
+        int r = context_unregister(&a->track, start, end);
+        delay_point(a);
+        if (r == 0)
+                r = context_register(&a->guard, start, end, UFFDIO_REGISTER_MODE_MISSING);
+        if (r < 0) {
+                transition_set(t, h->todo, r == -ENOMEM ? APPLY_BUDGET : APPLY_VMA_GONE);
+                if (context_register(&a->track, start, end, UFFDIO_REGISTER_MODE_WP) < 0)
+                        a->retrack = true;
+                return;
+        }
+        t->armed_usec = now_usec();
+        delay_point(a);
+        uint64_t moved = move_out(h, t->base);
+        uint64_t equal = compare(h, moved);
+        agent_drain(a);
+        equal &= ~t->removed;
+        delay_point(a);
+        uint64_t placed = place(h, equal);
+        move_back(h, moved & ~placed);
+        disarm(h, span, placed);
+        transition_wake(t, start, end);
+        (void) sys_madvise((uint64_t) a->scratch, BLOCK_BYTES, MADV_DONTNEED);
+}
+
+void hole_apply(struct transition *t, uint32_t kind, const struct extent_element *extents, uint32_t n, uint64_t asked) {
+        struct agent *a = t->a;
+        struct hole h = { .t = t, .kind = kind, .todo = asked };
+        if (kind == APPLY_MERGE)
+                load_expected(&h, extents, n);
+        if (!h.todo || !transition_begin(t))
+                return;
+        drop_ineligible(&h);
+        uint64_t all = h.todo;
+        while (all) {
+                struct vma v;
+                uint64_t address = page_address(t->base, (unsigned) __builtin_ctzll(all));
+                uint64_t block_end = t->base + BLOCK_BYTES;
+                if (vma_query(a->maps_fd, address, false, &v) < 0) {
+                        transition_set(t, all & -all, APPLY_VMA_GONE);
+                        all &= all - 1;
+                        continue;
+                }
+                unsigned at = v.start <= t->base ? 0 : (unsigned) ((v.start - t->base) >> KSM_PAGE_SHIFT);
+                uint64_t end = MIN(v.end, block_end);
+                h.todo = all & run_bits(at, (unsigned) ((end - page_address(t->base, at)) >> KSM_PAGE_SHIFT));
+                all &= ~h.todo;
+                if (!vma_is_candidate(&v))
+                        transition_set(t, h.todo, APPLY_VMA_GONE);
+                else
+                        replace_span(&h);
+        }
+        transition_end(t);
+}

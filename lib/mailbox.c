@@ -1,0 +1,143 @@
+#include "lib/mailbox.h"
+
+#include <errno.h>
+#include <fcntl.h>
+
+#include "common/cleanup.h"
+#include "lib/sys.h"
+
+enum request_state { FREE, FILLING, POSTED, TAKEN, DONE, ABANDONED };
+
+static struct request requests[REQUESTS];
+static _Atomic uint32_t freed; /* futex word: a slot became free */
+static struct context bell = { -1 };
+static _Atomic uintptr_t bell_page;
+
+static struct request *claim(void) {
+        for (;;) {
+                uint32_t seen = atomic_load(&freed);
+                for (unsigned i = 0; i < REQUESTS; i++) {
+                        uint32_t expected = FREE;
+                        if (atomic_compare_exchange_strong(&requests[i].state, &expected, FILLING))
+                                return &requests[i];
+                }
+                (void) sys_futex_wait(&freed, seen, NULL);
+        }
+}
+
+static void release(struct request *r) {
+        atomic_store(&r->state, FREE);
+        atomic_fetch_add(&freed, 1);
+        (void) sys_futex_wake(&freed, 1);
+}
+
+int mailbox_call(struct request *io, uint64_t timeout_usec) {
+        struct request *r = claim();
+        r->kind = io->kind;
+        r->start = io->start;
+        r->length = io->length;
+        r->saved_bytes = 0;
+        atomic_store(&r->state, POSTED);
+        volatile const char *page = (volatile const char *) atomic_load(&bell_page);
+        if (page)
+                (void) *page;
+
+        uint64_t deadline = timeout_usec ? now_usec() + timeout_usec : 0;
+        uint32_t state;
+        while ((state = atomic_load(&r->state)) != DONE) {
+                struct timespec ts, *tp = NULL;
+                if (deadline) {
+                        uint64_t now = now_usec();
+                        if (now >= deadline) {
+                                /* Not yet taken: withdraw. Taken: the agent frees the slot when it is done. */
+                                if (state == POSTED && atomic_compare_exchange_strong(&r->state, &state, FILLING))
+                                        release(r);
+                                else if (state == TAKEN && !atomic_compare_exchange_strong(&r->state, &state, ABANDONED))
+                                        continue;
+                                else if (state != POSTED && state != TAKEN)
+                                        continue;
+                                return -ETIMEDOUT;
+                        }
+                        ts = (struct timespec) { (time_t) ((deadline - now) / 1000000),
+                                                 (long) ((deadline - now) % 1000000 * 1000) };
+                        tp = &ts;
+                }
+                (void) sys_futex_wait(&r->state, state, tp);
+        }
+        io->saved_bytes = r->saved_bytes;
+        io->stats = r->stats;
+        int result = r->result;
+        release(r);
+        return result;
+}
+
+int mailbox_open(void) {
+        void *page = own_alloc(KSM_PAGE_SIZE);
+        if (!page)
+                return -ENOMEM;
+        long fd = sys_call(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY, 0, 0, 0, 0, 0);
+        struct uffdio_api api = { .api = UFFD_API };
+        struct uffdio_register reg = { .range = { (uint64_t) page, KSM_PAGE_SIZE },
+                                       .mode = UFFDIO_REGISTER_MODE_MISSING };
+        long r = fd < 0 ? fd : sys_ioctl((int) fd, UFFDIO_API, &api);
+        if (r == 0)
+                r = sys_ioctl((int) fd, UFFDIO_REGISTER, &reg);
+        if (r < 0) {
+                if (fd >= 0)
+                        sys_close((int) fd);
+                own_free(page, KSM_PAGE_SIZE);
+                return (int) r;
+        }
+        bell.fd = (int) fd;
+        atomic_store(&bell_page, (uintptr_t) page);
+        return 0;
+}
+
+int mailbox_bell_fd(void) {
+        return bell.fd;
+}
+
+void mailbox_answer_bell(void) {
+        const struct context_events ignore = { 0 };
+        uint64_t page = atomic_load(&bell_page);
+        (void) context_drain(&bell, &ignore);
+        (void) context_zeropage(&bell, page);
+        context_wake(&bell, page, page + KSM_PAGE_SIZE);
+        /* Armed again before the mailbox is looked at: who rings from here on is heard, who rang before is seen. */
+        (void) sys_madvise(page, KSM_PAGE_SIZE, MADV_DONTNEED);
+}
+
+struct request *mailbox_next(void) {
+        for (unsigned i = 0; i < REQUESTS; i++) {
+                uint32_t expected = POSTED;
+                if (atomic_compare_exchange_strong(&requests[i].state, &expected, TAKEN))
+                        return &requests[i];
+        }
+        return NULL;
+}
+
+void mailbox_finish(struct request *r, int result) {
+        r->result = result;
+        uint32_t expected = TAKEN;
+        if (atomic_compare_exchange_strong(&r->state, &expected, DONE))
+                (void) sys_futex_wake(&r->state, 1);
+        else
+                release(r); /* ABANDONED: nobody waits */
+}
+
+uint32_t mailbox_index(const struct request *r) {
+        return (uint32_t) (r - requests);
+}
+
+struct request *mailbox_taken(uint32_t index) {
+        if (index >= REQUESTS || atomic_load(&requests[index].state) != TAKEN)
+                return NULL;
+        return &requests[index];
+}
+
+void mailbox_fork_child(void) {
+        for (unsigned i = 0; i < REQUESTS; i++)
+                atomic_store(&requests[i].state, FREE);
+        bell.fd = -1; /* the parent agent's table, not ours */
+        atomic_store(&bell_page, 0);
+}

@@ -1,0 +1,20 @@
+/* Notes from program threads to the agent that need no answer: "unmapped here", "never merge that". Lock-free and
+ * async-signal-safe for writers; one reader. A note made inside the mapping lock is read before the next transition,
+ * because that transition waits for the lock. When the ring is full, `lost` is set: the agent then distrusts its books
+ * and asks the kernel. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum note_kind { NOTE_UNMAPPED = 1, NOTE_EXCLUDE, NOTE_DONTFORK, NOTE_DOFORK };
+
+struct note {
+        enum note_kind kind;
+        uint64_t start, end;
+};
+
+void notes_put(enum note_kind kind, uint64_t start, uint64_t end);
+/* False when empty (or the next note is still being written). */
+bool notes_get(struct note *ret);
+bool notes_take_lost(void);

@@ -1,0 +1,221 @@
+/* Which ranges are registered: requests of the program, and the tracking that goes with them. */
+#include <errno.h>
+
+#include "lib/agent_loop.h"
+#include "lib/book.h"
+#include "lib/sys.h"
+#include "lib/transition.h"
+#include "lib/vma.h"
+
+/* The ineligible parts of [start, end), by attributes that only smaps shows. */
+struct special_filter {
+        struct agent *a;
+        uint64_t start, end;
+        struct rangeset forbidden;
+        int error;
+};
+
+static void on_special(void *userdata, uint64_t start, uint64_t end, unsigned special) {
+        struct special_filter *f = userdata;
+        start = MAX(start, f->start);
+        end = MIN(end, f->end);
+        if (start >= end)
+                return;
+        int r = 0;
+        if (special & VMA_FORBIDDEN)
+                r = rangeset_add(&f->forbidden, start, end);
+        if (r == 0 && special & VMA_DONTFORK)
+                r = rangeset_add(&f->a->dontfork, start, end);
+        if (r < 0)
+                f->error = r;
+}
+
+/* A memory policy of its own (mbind) would be lost. The task's policy, which VMAs without one report, is fine. */
+static bool has_own_policy(uint64_t address) {
+        int of_task = 0, of_vma = 0;
+        (void) sys_call(SYS_get_mempolicy, (long) &of_task, 0, 0, 0, 0, 0);
+        long r = sys_call(SYS_get_mempolicy, (long) &of_vma, 0, 0, (long) address, 2 /* MPOL_F_ADDR */, 0);
+        return r == 0 && of_vma != of_task;
+}
+
+static int filter_special(struct agent *a, uint64_t start, uint64_t end, struct special_filter *f) {
+        *f = (struct special_filter) { .a = a, .start = start, .end = end };
+        int r = vma_each_special(a->smaps_fd, a->text, TEXT_BUFFER_BYTES, on_special, f);
+        return r < 0 ? r : f->error;
+}
+
+int agent_track(struct agent *a, uint64_t start, uint64_t end) {
+        struct vma v;
+        for (uint64_t at = start; at < end && vma_query(a->maps_fd, at, true, &v) == 0 && v.start < end; at = v.end) {
+                if (!vma_is_candidate(&v))
+                        continue;
+                int r = context_register(&a->track, MAX(v.start, start), MIN(v.end, end), UFFDIO_REGISTER_MODE_WP);
+                if (r < 0)
+                        return r;
+        }
+        return 0;
+}
+
+int registry_retrack(struct agent *a) {
+        int result = 0;
+        for (uint32_t i = 0; i < a->ranges.n; i++)
+                for (uint64_t at = a->ranges.v[i].start; at < a->ranges.v[i].end;) {
+                        struct vma v;
+                        if (vma_query(a->maps_fd, at, true, &v) < 0 || v.start >= a->ranges.v[i].end)
+                                break;
+                        /* A VMA of somebody else's userfaultfd must not keep the others from being tracked. */
+                        int r = agent_track(a, MAX(v.start, at), MIN(v.end, a->ranges.v[i].end));
+                        if (r < 0)
+                                result = r;
+                        at = v.end;
+                }
+        return result;
+}
+
+/* -- register ------------------------------------------------------------------------------------------------------ */
+
+static int check_strict(struct agent *a, uint64_t start, uint64_t end) {
+        if (rangeset_contains(&a->ranges, start, end))
+                return -EEXIST;
+        if (rangeset_overlaps(&a->ranges, start, end))
+                return -EINVAL;
+        uint64_t at = start;
+        while (at < end) {
+                struct vma v;
+                if (vma_query(a->maps_fd, at, false, &v) < 0)
+                        return -ENOMEM;
+                if (!vma_is_candidate(&v))
+                        return -EINVAL;
+                if (has_own_policy(at))
+                        return -EPERM;
+                at = v.end;
+        }
+        struct special_filter f;
+        int r = filter_special(a, start, end, &f);
+        if (r == 0 && (f.forbidden.n || rangeset_overlaps(&a->excluded, start, end)))
+                r = -EPERM;
+        rangeset_clear(&f.forbidden);
+        return r;
+}
+
+static int add_piece(struct agent *a, uint64_t start, uint64_t end) {
+        int r = rangeset_add(&a->ranges, start, end);
+        if (r < 0)
+                return r;
+        if (a->contexts_open && (r = agent_track(a, start, end)) < 0) {
+                (void) context_unregister(&a->track, start, end);
+                (void) rangeset_remove(&a->ranges, start, end);
+                return r;
+        }
+        const struct interval piece = { start, end };
+        link_send_ranges(a, MSG_RANGE_ADD, &piece, 1);
+        return 0;
+}
+
+/* Registers what is eligible of one VMA's part; the rest is skipped. */
+static int add_eligible(struct agent *a, uint64_t start, uint64_t end, const struct rangeset *forbidden) {
+        int result = 0;
+        for (uint64_t at = start; at < end;) {
+                uint64_t stop = end;
+                const struct rangeset *sets[] = { forbidden, &a->excluded, &a->ranges };
+                for (unsigned i = 0; i < ARRAY_SIZE(sets); i++) {
+                        const struct interval *x = rangeset_from(sets[i], at);
+                        if (!x || x->start >= end)
+                                continue;
+                        if (x->start <= at) {
+                                at = x->end;
+                                stop = 0;
+                                break;
+                        }
+                        stop = MIN(stop, x->start);
+                }
+                if (!stop)
+                        continue;
+                int r = add_piece(a, at, stop);
+                if (r == -ENOMEM)
+                        result = -EAGAIN;
+                at = stop;
+        }
+        return result;
+}
+
+int registry_add_vma(struct agent *a, const struct vma *v, const struct rangeset *forbidden, uint64_t start,
+                     uint64_t end) {
+        if (!vma_is_candidate(v) || has_own_policy(v->start))
+                return 0;
+        return add_eligible(a, MAX(start, v->start), MIN(end, v->end), forbidden);
+}
+
+int registry_register(struct agent *a, uint64_t start, uint64_t end, bool strict) {
+        if (strict) {
+                int r = check_strict(a, start, end);
+                return r < 0 ? r : add_piece(a, start, end);
+        }
+        struct special_filter f;
+        int r = filter_special(a, start, end, &f);
+        struct vma v;
+        for (uint64_t at = start; r == 0 && at < end && vma_query(a->maps_fd, at, true, &v) == 0 && v.start < end;
+             at = v.end)
+                r = registry_add_vma(a, &v, &f.forbidden, start, end);
+        rangeset_clear(&f.forbidden);
+        return r;
+}
+
+/* -- unregister ---------------------------------------------------------------------------------------------------- */
+
+static void forget_range(struct agent *a, uint64_t start, uint64_t end) {
+        if (!rangeset_overlaps(&a->ranges, start, end))
+                return;
+        (void) rangeset_remove(&a->ranges, start, end);
+        (void) rangeset_remove(&a->found, start, end);
+        const struct interval piece = { start, end };
+        link_send_ranges(a, MSG_RANGE_DEL, &piece, 1);
+}
+
+static void untrack(struct agent *a, uint64_t start, uint64_t end) {
+        struct vma v;
+        if (!a->contexts_open)
+                return;
+        for (uint64_t at = start; at < end && vma_query(a->maps_fd, at, true, &v) == 0 && v.start < end; at = v.end)
+                if (vma_is_candidate(&v))
+                        (void) context_unregister(&a->track, MAX(v.start, start), MIN(v.end, end));
+}
+
+int registry_unregister(struct agent *a, uint64_t start, uint64_t end, bool strict) {
+        if (!rangeset_overlaps(&a->ranges, start, end))
+                return strict ? -ENOENT : 0;
+        int r = transition_restore_range(a, start, end);
+        if (r < 0)
+                return r;
+        for (const struct interval *x; (x = rangeset_from(&a->ranges, start)) && x->start < end;) {
+                uint64_t from = MAX(x->start, start), to = MIN(x->end, end);
+                untrack(a, from, to);
+                forget_range(a, from, to);
+        }
+        return 0;
+}
+
+int registry_exclude(struct agent *a, uint64_t start, uint64_t end) {
+        int r = rangeset_add(&a->excluded, start, end);
+        if (r == 0)
+                r = registry_unregister(a, start, end, false);
+        return r < 0 ? r : 0;
+}
+
+int registry_release(struct agent *a, uint64_t start, uint64_t end) {
+        int r = registry_exclude(a, start, end);
+        struct vma v;
+        /* Runs that could not be restored (copied on write) must leave our context all the same. */
+        for (uint64_t at = start; a->contexts_open && at < end && vma_query(a->maps_fd, at, true, &v) == 0 && v.start < end;
+             at = v.end)
+                if (v.segment)
+                        (void) context_unregister(&a->shared, MAX(v.start, start), MIN(v.end, end));
+        return r;
+}
+
+void registry_forget(struct agent *a, uint64_t start, uint64_t end) {
+        book_forget(start, end);
+        (void) rangeset_remove(&a->excluded, start, end);
+        (void) rangeset_remove(&a->dontfork, start, end);
+        forget_range(a, start, end);
+}

@@ -1,0 +1,67 @@
+/* The agent's state: one per process, touched by the agent thread alone (other threads: lib/mailbox.h, lib/notes.h). */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/cleanup.h"
+#include "common/counters.h"
+#include "lib/context.h"
+#include "lib/rangeset.h"
+#include "lib/segments.h"
+#include "lib/watch.h"
+#include "proto/channel.h"
+
+#define BLOCK_BYTES ((uint64_t) BLOCK_PAGES << KSM_PAGE_SHIFT)
+#define TEXT_BUFFER_BYTES 32768U /* smaps is read in pieces of this */
+
+struct figures {
+        uint64_t transitions, busy, waits[WAIT_BUCKETS];
+        uint32_t n_vmas, raw;
+};
+
+struct agent {
+        /* kernel's view of ourselves */
+        int maps_fd, smaps_fd, statm_fd, pagemap_fd, mem_fd;
+        /* track: write tracking of anonymous ranges. shared: merged runs. guard: armed only in a transition. spare: the
+         * destination of moves (scratch), without events. */
+        struct context track, shared, guard, spare;
+        bool contexts_open;
+
+        uint8_t *scratch;  /* 64 pages, registered in spare, not inherited by fork */
+        uint8_t *expected; /* 64 pages: the slots' bytes, read before the hole opens */
+        char *text;        /* TEXT_BUFFER_BYTES */
+
+        struct rangeset ranges;   /* registered */
+        struct rangeset found;    /* those of them that discovery registered (merge-any) */
+        struct rangeset excluded; /* never to be merged: stacks, mlocked, ... */
+        struct rangeset dontfork; /* VM_DONTCOPY: put back on what replaces pages */
+        struct segments segments;
+
+        /* the connection */
+        int link_fd;
+        bool welcomed;
+        uint64_t connect_at_usec, connect_pause_usec;
+        uint64_t stats_at_usec;
+        struct channel_message *message;
+        uint8_t *frame_buffer;
+
+        /* discovery */
+        bool merge_any;
+        uint64_t discover_at_usec, walk_at_usec, last_vm_pages;
+
+        bool raw;       /* the program changes mappings without libc: no transition from now on */
+        bool suspended; /* mlockall */
+        bool retrack;   /* a range could not be put back under tracking: do it again soon */
+        uint32_t delay_usec; /* tests: random sleep at every step, at most this */
+        uint32_t flags;      /* hello_flags */
+
+        struct transition *current; /* events of guard belong to it */
+        struct watch watch;
+        struct figures figures, figures_sent;
+};
+
+void delay_point(struct agent *a);
+/* Reads the events of shared and guard and answers them. Never blocks. */
+void agent_drain(void *agent);
