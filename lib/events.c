@@ -43,9 +43,10 @@ static void on_shared_fault(void *userdata, uint64_t address, uint64_t flags) {
 }
 
 static void note_discard(struct agent *a, uint64_t start, uint64_t end) {
-        /* The caller of a wrapped madvise, or a free that trims, still holds the mapping lock while it waits for us. Nobody
-         * inside: the program discards without libc, and other calls of that kind could overlap a transition. */
-        if (!map_lock_any_inside())
+        /* The caller of a wrapped madvise, or of a free that trims, was inside the mapping lock while it waited for our read.
+         * Nobody inside and nobody gone since: the program discards without libc, and other calls of that kind could
+         * overlap a transition. (Another thread leaving a bracket in this microsecond hides it until the next time.) */
+        if (!map_lock_any_inside() && map_lock_exits() == a->exits_before_read)
                 a->raw = true;
         book_mark_removed(start, end);
 }
@@ -81,6 +82,7 @@ void agent_drain(void *agent) {
                 return;
         const struct context_events guard = { on_guard_fault, on_guard_remove, a };
         const struct context_events shared = { on_shared_fault, on_shared_remove, a };
+        a->exits_before_read = map_lock_exits();
         (void) context_drain(&a->guard, &guard);
         (void) context_drain(&a->shared, &shared);
 }

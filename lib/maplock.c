@@ -97,6 +97,14 @@ bool map_lock_any_inside(void) {
         return false;
 }
 
+uint64_t map_lock_exits(void) {
+        uint64_t sum = 0;
+        uint32_t n = atomic_load(&high_water);
+        for (uint32_t i = 0; i < n; i++)
+                sum += atomic_load_explicit(&slots[i].exits, memory_order_acquire);
+        return sum;
+}
+
 bool map_lock_acquire(unsigned spin_usec, void (*drain)(void *), void *userdata) {
         if (atomic_load(&overflow))
                 return false;

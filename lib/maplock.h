@@ -25,7 +25,8 @@
 struct map_slot {
         _Atomic uint32_t word; /* depth | MAP_PASSED; written by its thread only */
         _Atomic uint32_t tid;  /* 0 = free */
-        uint64_t pad[7];       /* a cache line of its own */
+        _Atomic uint64_t exits; /* brackets left so far; written by its thread only */
+        uint64_t pad[6];        /* a cache line of its own */
 };
 
 extern __thread struct map_slot *map_slot_self __attribute__((tls_model("initial-exec")));
@@ -53,8 +54,11 @@ static inline void map_enter(void) {
 static inline void map_leave(void) {
         struct map_slot *s = map_slot_self;
         uint32_t w = atomic_load_explicit(&s->word, memory_order_relaxed) - 1;
-        if (!(w & MAP_DEPTH_MASK))
+        if (!(w & MAP_DEPTH_MASK)) {
                 w = 0;
+                uint64_t exits = atomic_load_explicit(&s->exits, memory_order_relaxed);
+                atomic_store_explicit(&s->exits, exits + 1, memory_order_relaxed);
+        }
         atomic_signal_fence(memory_order_seq_cst);
         atomic_store_explicit(&s->word, w, memory_order_release);
 }
@@ -67,7 +71,10 @@ int map_lock_init(void);
  * drain is called between looks. */
 bool map_lock_acquire(unsigned spin_usec, void (*drain)(void *), void *userdata);
 void map_lock_release(void);
-/* Some thread is inside a bracket right now: a REMOVE event may be its. */
+/* Some thread is inside a bracket right now. */
 bool map_lock_any_inside(void);
+/* Brackets left so far by all threads. A REMOVE event is read while its caller waits inside the kernel: if nobody is inside
+ * after the read and nobody has left since before it, the caller was in no bracket at all. */
+uint64_t map_lock_exits(void);
 /* After fork, in the child: forget the other threads' words. */
 void map_lock_fork_child(void);

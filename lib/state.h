@@ -51,6 +51,7 @@ struct agent {
         bool merge_any;
         uint64_t discover_at_usec, walk_at_usec, last_vm_pages;
 
+        uint64_t exits_before_read; /* of brackets, before events were read: see note_discard */
         bool raw;       /* the program changes mappings without libc: no transition from now on */
         bool suspended; /* mlockall */
         bool retrack;   /* a range could not be put back under tracking: do it again soon */

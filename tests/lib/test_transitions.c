@@ -1,0 +1,297 @@
+/* merge, zero and restore on memory of this process, called directly, first alone and then under threads that write, read
+ * and do system calls on the same pages. The test's main thread plays the agent. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include "lib/agent_loop.h"
+#include "lib/book.h"
+#include "lib/maplock.h"
+#include "lib/sys.h"
+#include "lib/transition.h"
+
+#define PAGES BLOCK_PAGES
+#define CONTENTS 8 /* page contents: 0 is all zeros */
+
+static struct agent A;
+static int segment_fd;
+
+static void fill(uint8_t *page, unsigned content) {
+        memset(page, 0, KSM_PAGE_SIZE);
+        if (content)
+                for (unsigned i = 0; i < KSM_PAGE_SIZE; i += 8)
+                        *(uint64_t *) (page + i) = (uint64_t) content << 32 | i;
+}
+
+static int setup(void **state) {
+        int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+        if (device < 0) {
+                printf("SKIP: /dev/userfaultfd: %s\n", strerror(errno));
+                exit(77);
+        }
+        A.link_fd = -1;
+        A.maps_fd = open("/proc/self/maps", O_RDONLY);
+        A.smaps_fd = open("/proc/self/smaps", O_RDONLY);
+        A.pagemap_fd = open("/proc/self/pagemap", O_RDONLY);
+        A.mem_fd = open("/proc/self/mem", O_RDONLY);
+        A.expected = own_alloc(BLOCK_BYTES);
+        A.text = own_alloc(TEXT_BUFFER_BYTES);
+        assert_int_equal(agent_open_contexts(&A, device), 0);
+        close(device);
+
+        /* Slot s holds content s % CONTENTS, so consecutive pages find consecutive slots. */
+        segment_fd = memfd_create("userksm", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+        assert_int_equal(ftruncate(segment_fd, 512 * KSM_PAGE_SIZE), 0);
+        uint8_t page[KSM_PAGE_SIZE];
+        for (unsigned s = 0; s < 512; s++) {
+                fill(page, s % CONTENTS);
+                assert_int_equal(pwrite(segment_fd, page, sizeof(page), s * KSM_PAGE_SIZE), sizeof(page));
+        }
+        assert_int_equal(fcntl(segment_fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW), 0);
+        assert_int_equal(segments_add(&A.segments, 1, 512, dup(segment_fd)), 0);
+        return 0;
+}
+
+static uint8_t *block_new(void) {
+        uint8_t *p = mmap(NULL, 2 * BLOCK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        uint8_t *aligned = (uint8_t *) (((uintptr_t) p + BLOCK_BYTES - 1) & ~(BLOCK_BYTES - 1));
+        assert_int_equal(registry_register(&A, (uint64_t) aligned, (uint64_t) aligned + BLOCK_BYTES, true), 0);
+        return aligned;
+}
+
+static uint32_t apply(uint32_t kind, const uint8_t *block, unsigned at, unsigned n, unsigned slot, uint8_t *status) {
+        struct extent_element x = { .page = ((uint64_t) block >> KSM_PAGE_SHIFT) + at, .n_pages = n,
+                                    .segment = kind == APPLY_MERGE, .slot = kind == APPLY_MERGE ? slot : 0 };
+        return transition_apply(&A, kind, &x, 1, status);
+}
+
+static uint64_t file_pages(const uint8_t *block) {
+        struct look look;
+        assert_int_equal(look_at(A.pagemap_fd, (uint64_t) block, PAGES, &look), 0);
+        return look.file;
+}
+
+static void test_merge_and_restore(void **state) {
+        uint8_t *b = block_new(), status[64];
+        for (unsigned i = 0; i < PAGES; i++)
+                fill(b + i * KSM_PAGE_SIZE, i % CONTENTS);
+        fill(b + 9 * KSM_PAGE_SIZE, 7); /* differs from slot 9 */
+        (void) apply(APPLY_MERGE, b, 0, PAGES, 0, status);
+        for (unsigned i = 0; i < PAGES; i++)
+                assert_int_equal(status[i], i == 9 ? APPLY_CHANGED : APPLY_OK);
+        assert_int_equal(file_pages(b), ~(1ULL << 9));
+        uint8_t want[KSM_PAGE_SIZE];
+        for (unsigned i = 0; i < PAGES; i++) {
+                fill(want, i == 9 ? 7 : i % CONTENTS);
+                assert_memory_equal(b + i * KSM_PAGE_SIZE, want, KSM_PAGE_SIZE);
+        }
+        b[3 * KSM_PAGE_SIZE + 5] ^= 1; /* copy on write */
+        assert_int_equal(file_pages(b), ~(1ULL << 9) & ~(1ULL << 3));
+        (void) apply(APPLY_RESTORE, b, 0, PAGES, 0, status);
+        assert_int_equal(status[3], APPLY_PINNED_OR_FORKED);
+        assert_int_equal(status[4], APPLY_OK);
+        assert_int_equal(file_pages(b), 0);
+        for (unsigned i = 0; i < PAGES; i++) {
+                fill(want, i == 9 ? 7 : i % CONTENTS);
+                if (i == 3)
+                        want[5] ^= 1;
+                assert_memory_equal(b + i * KSM_PAGE_SIZE, want, KSM_PAGE_SIZE);
+        }
+}
+
+static void test_zero(void **state) {
+        uint8_t *b = block_new(), status[64];
+        memset(b, 0, BLOCK_BYTES);
+        for (unsigned i = 0; i < PAGES; i++)
+                b[i * KSM_PAGE_SIZE] = 1, b[i * KSM_PAGE_SIZE] = 0;
+        b[4 * KSM_PAGE_SIZE + 4095] = 1;
+        (void) apply(APPLY_ZERO, b, 0, PAGES, 0, status);
+        struct look look;
+        assert_int_equal(look_at(A.pagemap_fd, (uint64_t) b, PAGES, &look), 0);
+        assert_int_equal(look.present, 1ULL << 4);
+        for (unsigned i = 0; i < PAGES; i++) {
+                assert_int_equal(status[i], i == 4 ? APPLY_CHANGED : APPLY_OK);
+                assert_int_equal(b[i * KSM_PAGE_SIZE], 0);
+        }
+        assert_int_equal(b[4 * KSM_PAGE_SIZE + 4095], 1);
+}
+
+static void *discard(void *p) {
+        map_enter(); /* as the shim's madvise does */
+        sys_madvise((uint64_t) p, BLOCK_BYTES, MADV_DONTNEED);
+        map_leave();
+        return NULL;
+}
+
+static void *touch(void *p) {
+        uint64_t sum = 0;
+        for (unsigned i = 0; i < BLOCK_BYTES; i++)
+                sum += ((volatile uint8_t *) p)[i];
+        return (void *) sum;
+}
+
+static void *join_draining(pthread_t t) {
+        void *r;
+        while (pthread_tryjoin_np(t, &r) == EBUSY) {
+                agent_drain(&A);
+                sys_yield();
+        }
+        return r;
+}
+
+/* A discard of merged pages must read as zeros, though the file mapping holds the old bytes. */
+static void test_discard_reads_zeros(void **state) {
+        uint8_t *b = block_new(), status[64];
+        for (unsigned i = 0; i < PAGES; i++)
+                fill(b + i * KSM_PAGE_SIZE, i % CONTENTS);
+        (void) apply(APPLY_MERGE, b, 0, PAGES, 0, status);
+        assert_int_equal(file_pages(b), ~0ULL);
+        for (unsigned round = 0; round < 3; round++) {
+                pthread_t t;
+                pthread_create(&t, NULL, discard, b);
+                (void) join_draining(t);
+                pthread_create(&t, NULL, touch, b);
+                assert_int_equal((uint64_t) join_draining(t), 0);
+        }
+        assert_false(A.raw);
+        /* Restored, the pages are zeros still. */
+        (void) apply(APPLY_RESTORE, b, 0, PAGES, 0, status);
+        assert_int_equal((uint64_t) touch(b), 0);
+        assert_int_equal(book_any_merged((uint64_t) b, (uint64_t) b + BLOCK_BYTES), 0);
+}
+
+static void test_fork_child_reads_the_same(void **state) {
+        uint8_t *b = block_new(), status[64], want[KSM_PAGE_SIZE];
+        for (unsigned i = 0; i < PAGES; i++)
+                fill(b + i * KSM_PAGE_SIZE, i % CONTENTS);
+        (void) apply(APPLY_MERGE, b, 0, PAGES / 2, 0, status);
+        pid_t pid = fork();
+        if (!pid) {
+                for (unsigned i = 0; i < PAGES; i++) {
+                        fill(want, i % CONTENTS);
+                        if (memcmp(b + i * KSM_PAGE_SIZE, want, KSM_PAGE_SIZE))
+                                _exit(1);
+                }
+                _exit(0);
+        }
+        /* Shared by fork: the kernel does not certify them ... */
+        (void) apply(APPLY_MERGE, b, PAGES / 2, PAGES / 2, PAGES / 2, status);
+        int wait_status;
+        assert_int_equal(waitpid(pid, &wait_status, 0), pid);
+        assert_int_equal(wait_status, 0);
+        /* ... until the child is gone. */
+        (void) apply(APPLY_MERGE, b, PAGES / 2, PAGES / 2, PAGES / 2, status);
+        assert_int_equal(file_pages(b), ~0ULL);
+}
+
+/* -- the same under fire ------------------------------------------------------------------------------------------- */
+
+#define FIRE_BLOCKS 768 /* a page that was copied on write stays so: fresh blocks throughout */
+#define FIRE_SECONDS 5
+static uint8_t *fire[FIRE_BLOCKS];
+static _Atomic unsigned current; /* the block in transition: half of all operations go there */
+static uint8_t shadow[2][FIRE_BLOCKS * PAGES]; /* content; 255: see tag */
+static uint64_t tag[2][FIRE_BLOCKS * PAGES];
+static _Atomic bool stop;
+static _Atomic uint64_t operations, differences;
+
+/* Each writer owns every n-th page, keeps what it should hold, and checks before every write. */
+static void *writer(void *p) {
+        unsigned self = (unsigned) (uintptr_t) p;
+        uint64_t x = 88172645463325252ULL + self;
+        int pipe_fd[2];
+        uint8_t want[KSM_PAGE_SIZE], got[KSM_PAGE_SIZE];
+        if (pipe(pipe_fd) < 0)
+                abort();
+        while (!atomic_load(&stop)) {
+                x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+                unsigned k = (unsigned) (x >> 8) % (FIRE_BLOCKS * PAGES / 2) * 2 + self;
+                if (x >> 3 & 1)
+                        k = atomic_load(&current) * PAGES + k % PAGES;
+                uint8_t *page = fire[k / PAGES] + (size_t) (k % PAGES) * KSM_PAGE_SIZE;
+                fill(want, shadow[self][k] == 255 ? 0 : shadow[self][k]);
+                if (shadow[self][k] == 255)
+                        *(uint64_t *) (want + 8) = tag[self][k];
+                const uint8_t *seen = page;
+                if (x & 1) { /* the kernel reads it */
+                        if (write(pipe_fd[1], page, KSM_PAGE_SIZE) != KSM_PAGE_SIZE ||
+                            read(pipe_fd[0], got, KSM_PAGE_SIZE) != KSM_PAGE_SIZE)
+                                abort();
+                        seen = got;
+                }
+                if (memcmp(seen, want, KSM_PAGE_SIZE))
+                        atomic_fetch_add(&differences, 1);
+                if (x >> 1 & 1) {
+                        shadow[self][k] = (uint8_t) (k % CONTENTS);
+                        fill(want, k % CONTENTS);
+                } else {
+                        shadow[self][k] = 255;
+                        tag[self][k] = x;
+                        fill(want, 0);
+                        *(uint64_t *) (want + 8) = x;
+                }
+                if (x >> 2 & 1) { /* the kernel writes it */
+                        if (write(pipe_fd[1], want, KSM_PAGE_SIZE) != KSM_PAGE_SIZE ||
+                            read(pipe_fd[0], page, KSM_PAGE_SIZE) != KSM_PAGE_SIZE)
+                                abort();
+                } else
+                        memcpy(page, want, KSM_PAGE_SIZE);
+                atomic_fetch_add(&operations, 1);
+        }
+        return NULL;
+}
+
+static void test_lost_writes(void **state) {
+        pthread_t t[2];
+        uint64_t merged = 0, restored = 0, until = now_usec() + FIRE_SECONDS * 1000000ULL;
+        for (unsigned i = 0; i < FIRE_BLOCKS; i++) {
+                fire[i] = block_new();
+                for (unsigned k = 0; k < PAGES; k++) {
+                        fill(fire[i] + k * KSM_PAGE_SIZE, k % CONTENTS);
+                        shadow[k & 1][i * PAGES + k] = (uint8_t) (k % CONTENTS);
+                }
+        }
+        A.delay_usec = 100;
+        for (unsigned i = 0; i < 2; i++)
+                pthread_create(&t[i], NULL, writer, (void *) (uintptr_t) i);
+        for (unsigned round = 0; now_usec() < until; round++) {
+                uint8_t status[64];
+                uint8_t *b = fire[round / 3 % FIRE_BLOCKS];
+                uint32_t kind = round % 3 == 0 ? APPLY_ZERO : round % 3 == 1 ? APPLY_MERGE : APPLY_RESTORE;
+                atomic_store(&current, round / 3 % FIRE_BLOCKS);
+                (void) apply(kind, b, 0, PAGES, 0, status);
+                for (unsigned i = 0; i < PAGES; i++)
+                        if (status[i] == APPLY_OK)
+                                (*(kind == APPLY_RESTORE ? &restored : &merged))++;
+        }
+        atomic_store(&stop, true);
+        for (unsigned i = 0; i < 2; i++)
+                (void) join_draining(t[i]);
+        A.delay_usec = 0;
+        printf("%llu operations, %llu pages merged or zeroed, %llu restored, %llu differences\n",
+               (unsigned long long) operations, (unsigned long long) merged, (unsigned long long) restored,
+               (unsigned long long) differences);
+        assert_int_equal(differences, 0);
+        assert_true(merged > 1000);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_merge_and_restore),
+                cmocka_unit_test(test_zero),
+                cmocka_unit_test(test_discard_reads_zeros),
+                cmocka_unit_test(test_fork_child_reads_the_same),
+                cmocka_unit_test(test_lost_writes),
+        };
+        return cmocka_run_group_tests(tests, setup, NULL);
+}
