@@ -45,9 +45,14 @@ static int note_object(struct dl_phdr_info *info, size_t size, void *userdata) {
                         continue;
                 uint64_t start = (info->dlpi_addr + p->p_vaddr) & ~(KSM_PAGE_SIZE - 1);
                 uint64_t end = (info->dlpi_addr + p->p_vaddr + p->p_memsz + KSM_PAGE_SIZE - 1) & ~(KSM_PAGE_SIZE - 1);
-                notes_put(NOTE_EXCLUDE, start, end);
+                notes_put((struct note) { .kind = NOTE_EXCLUDE, .start = start, .end = end });
         }
         return 0;
+}
+
+void agent_note_objects(void) {
+        bool first = true;
+        (void) dl_iterate_phdr(note_object, &first);
 }
 
 static int create_thread(void) {
@@ -107,6 +112,8 @@ static pthread_once_t atfork_once = PTHREAD_ONCE_INIT;
 
 int agent_start(const char *socket_path, unsigned flags) {
         uint32_t expected = AGENT_NONE;
+        if (!fork_same_process(&control))
+                agent_fork_child();
         if (!atomic_compare_exchange_strong(&control.state, &expected, AGENT_STARTING)) {
                 wait_for_state(AGENT_RUNNING, 0);
                 if (flags & HELLO_MERGE_ANY && agent_running()) {
@@ -124,8 +131,12 @@ int agent_start(const char *socket_path, unsigned flags) {
         agent.delay_usec = delay ? (uint32_t) atoi(delay) : 0;
         agent.flags = control.flags = flags;
         agent.merge_any = flags & HELLO_MERGE_ANY;
-        bool first = true;
-        (void) dl_iterate_phdr(note_object, &first);
+        r = fork_mark_process(&control);
+        if (r < 0) {
+                set_state(AGENT_NONE);
+                return r;
+        }
+        agent_note_objects();
         pthread_once(&atfork_once, fork_register);
         r = create_thread();
         if (r < 0) {
@@ -137,7 +148,7 @@ int agent_start(const char *socket_path, unsigned flags) {
 }
 
 bool agent_running(void) {
-        return atomic_load(&control.state) == AGENT_RUNNING;
+        return atomic_load(&control.state) == AGENT_RUNNING && fork_same_process(&control);
 }
 
 bool agent_merge_any(void) {
@@ -251,6 +262,9 @@ void agent_consume_notes(struct agent *a) {
                         break;
                 case NOTE_EXCLUDE:
                         (void) rangeset_add(&a->excluded, n.start, n.end);
+                        break;
+                case NOTE_MOVED:
+                        registry_move(a, n.start, n.end, n.to, n.to_end);
                         break;
                 case NOTE_DONTFORK:
                         (void) rangeset_add(&a->dontfork, n.start, n.end);

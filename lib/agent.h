@@ -19,6 +19,12 @@ bool agent_running(void);
  * every lock; two loads when there is nothing to do. */
 void agent_ensure_after_fork(void);
 
+/* What the atfork handlers do, for forks that run none (_Fork, raw clone through syscall()). prepare and then exactly one of
+ * parent or child, in the forking thread. */
+void agent_fork_prepare(void);
+void agent_fork_parent(void);
+void agent_fork_child(void);
+
 /* As userksm_register and friends (same errors). */
 int agent_register(uint64_t start, uint64_t length);
 int agent_unregister(uint64_t start, uint64_t length);
@@ -46,6 +52,13 @@ void agent_suspend(bool suspended);
 /* The program has unmapped or replaced [start, start + length): drop ranges and books there. Asynchronous and cheap; may be
  * called inside the mapping lock. */
 void agent_note_unmapped(uint64_t start, uint64_t length);
+
+/* mremap succeeded: what was registered in the old place is registered in the new one (the kernel drops the userfaultfd
+ * context of moved memory, KSM's VM_MERGEABLE travels along). Asynchronous, inside the lock. */
+void agent_note_moved(uint64_t old_start, uint64_t old_length, uint64_t new_start, uint64_t new_length);
+
+/* The writable data of every loaded object but the program is left alone by discovery; once more after dlopen. */
+void agent_note_objects(void);
 
 /* Address ranges never to be merged, kept for discovery: thread stacks. Async, cheap, inside the lock or not. */
 void agent_note_stack(uint64_t start, uint64_t length);

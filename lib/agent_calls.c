@@ -85,19 +85,34 @@ void agent_suspend(bool suspended) {
         (void) call_if_merged(REQUEST_SUSPEND, suspended, 0);
 }
 
+static void note(enum note_kind kind, uint64_t start, uint64_t length) {
+        notes_put((struct note) { .kind = kind, .start = start, .end = start + length });
+}
+
+void agent_note_moved(uint64_t old_start, uint64_t old_length, uint64_t new_start, uint64_t new_length) {
+        if (agent_running())
+                notes_put((struct note) { .kind = NOTE_MOVED,
+                                          .start = old_start,
+                                          .end = old_start + old_length,
+                                          .to = new_start,
+                                          .to_end = new_start + new_length });
+        else
+                book_forget(old_start, old_start + old_length);
+}
+
 void agent_note_unmapped(uint64_t start, uint64_t length) {
         if (agent_running())
-                notes_put(NOTE_UNMAPPED, start, start + length);
+                note(NOTE_UNMAPPED, start, length);
         else
                 book_forget(start, start + length); /* a forked child without an agent yet */
 }
 
 void agent_note_stack(uint64_t start, uint64_t length) {
-        notes_put(NOTE_EXCLUDE, start, start + length);
+        note(NOTE_EXCLUDE, start, length);
 }
 
 void agent_note_dontfork(uint64_t start, uint64_t length, bool dontfork) {
-        notes_put(dontfork ? NOTE_DONTFORK : NOTE_DOFORK, start, start + length);
+        note(dontfork ? NOTE_DONTFORK : NOTE_DOFORK, start, length);
 }
 
 /* Without an agent there is no fd to ask the kernel through, but books inherited over a fork are right: the parent's agent

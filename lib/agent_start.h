@@ -17,6 +17,7 @@ struct agent_control {
         char path[108]; /* of sun_path */
         uint32_t flags; /* hello_flags of the parent, for a forked child's agent */
         void *stack;
+        _Atomic uint32_t *alive; /* 1 in a page that fork wipes: 0 in a child that no handler told about the fork */
 };
 #define GATE_WORKING 0x80000000U
 
@@ -24,6 +25,8 @@ struct agent_control *agent_control(void);
 void *agent_main(void *userdata);
 void agent_reset_in_child(void);
 void fork_register(void); /* pthread_atfork */
+int fork_mark_process(struct agent_control *c);
+bool fork_same_process(const struct agent_control *c);
 
 /* The agent: false while a fork is under way. */
 bool control_enter(struct agent_control *c);

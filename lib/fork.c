@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <pthread.h>
 
+#include "common/cleanup.h"
 #include "lib/agent.h"
 #include "lib/agent_start.h"
 #include "lib/book.h"
@@ -23,11 +24,33 @@
  * millisecond; without one, raw discards in the child would not be heard, and waiting does not help. */
 #define CHILD_READY_USEC 100000U
 
+/* A child of a fork that ran no handler (_Fork, raw clone) must not believe that it has an agent. In a vfork child the page
+ * is the parent's, and so is the agent. */
+int fork_mark_process(struct agent_control *c) {
+        if (!c->alive) {
+                c->alive = own_alloc(KSM_PAGE_SIZE);
+                if (!c->alive)
+                        return -EAGAIN;
+                long r = sys_madvise((uint64_t) c->alive, KSM_PAGE_SIZE, MADV_WIPEONFORK);
+                if (r < 0)
+                        return (int) r;
+        }
+        atomic_store(c->alive, 1);
+        return 0;
+}
+
+bool fork_same_process(const struct agent_control *c) {
+        return !c->alive || atomic_load_explicit(c->alive, memory_order_relaxed);
+}
+
+/* prepare ran in this thread: it holds the mapping lock across the fork. */
+static __thread bool prepared __attribute__((tls_model("initial-exec")));
+
 static bool had_agent(const struct agent_control *c) {
         return atomic_load(&c->state) == AGENT_RUNNING;
 }
 
-static void prepare(void) {
+void agent_fork_prepare(void) {
         struct agent_control *c = agent_control();
         if (had_agent(c) && book_some_removed()) {
                 struct request r = { .kind = REQUEST_FORK };
@@ -39,20 +62,26 @@ static void prepare(void) {
                 gate = atomic_load(&c->gate);
         }
         map_enter();
+        prepared = true;
 }
 
-static void parent(void) {
+void agent_fork_parent(void) {
         struct agent_control *c = agent_control();
+        prepared = false;
         map_leave();
         atomic_fetch_sub(&c->gate, 1);
 }
 
-static void child(void) {
+void agent_fork_child(void) {
         struct agent_control *c = agent_control();
         bool had = had_agent(c);
         map_lock_fork_child();
-        map_leave();
+        if (prepared)
+                map_leave();
+        prepared = false;
         atomic_store(&c->gate, 0);
+        if (c->alive)
+                atomic_store(c->alive, 1);
         if (atomic_load(&c->state) == AGENT_NONE)
                 return;
         agent_reset_in_child();
@@ -63,7 +92,7 @@ static void child(void) {
 }
 
 void fork_register(void) {
-        (void) pthread_atfork(prepare, parent, child);
+        (void) pthread_atfork(agent_fork_prepare, agent_fork_parent, agent_fork_child);
 }
 
 bool control_enter(struct agent_control *c) {
@@ -83,6 +112,8 @@ void control_ready(struct agent_control *c) {
 
 void agent_ensure_after_fork(void) {
         struct agent_control *c = agent_control();
+        if (__builtin_expect(!fork_same_process(c), 0))
+                agent_fork_child();
         if (__builtin_expect(!atomic_load_explicit(&c->fork_pending, memory_order_relaxed), 1))
                 return;
         if (!atomic_exchange(&c->fork_pending, 0))

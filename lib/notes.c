@@ -12,7 +12,7 @@ static struct {
 static _Atomic uint64_t head, tail;
 static _Atomic bool lost;
 
-void notes_put(enum note_kind kind, uint64_t start, uint64_t end) {
+void notes_put(struct note note) {
         uint64_t i = atomic_load(&head);
         do {
                 if (i - atomic_load(&tail) >= NOTES) {
@@ -20,7 +20,7 @@ void notes_put(enum note_kind kind, uint64_t start, uint64_t end) {
                         return;
                 }
         } while (!atomic_compare_exchange_weak(&head, &i, i + 1));
-        ring[i % NOTES].note = (struct note) { .kind = kind, .start = start, .end = end };
+        ring[i % NOTES].note = note;
         atomic_store_explicit(&ring[i % NOTES].turn, i + 1, memory_order_release);
 }
 

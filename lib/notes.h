@@ -7,14 +7,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum note_kind { NOTE_UNMAPPED = 1, NOTE_EXCLUDE, NOTE_DONTFORK, NOTE_DOFORK };
+enum note_kind { NOTE_UNMAPPED = 1, NOTE_EXCLUDE, NOTE_DONTFORK, NOTE_DOFORK, NOTE_MOVED };
 
 struct note {
         enum note_kind kind;
         uint64_t start, end;
+        uint64_t to, to_end; /* MOVED */
 };
 
-void notes_put(enum note_kind kind, uint64_t start, uint64_t end);
+void notes_put(struct note note);
 /* False when empty (or the next note is still being written). */
 bool notes_get(struct note *ret);
 bool notes_take_lost(void);

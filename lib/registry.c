@@ -219,3 +219,23 @@ void registry_forget(struct agent *a, uint64_t start, uint64_t end) {
         (void) rangeset_remove(&a->dontfork, start, end);
         forget_range(a, start, end);
 }
+
+/* What travels: registration and DONTFORK of each part, at the same distance from the beginning; growth of a range that was
+ * registered to its end is registered too. */
+void registry_move(struct agent *a, uint64_t start, uint64_t end, uint64_t to, uint64_t to_end) {
+        struct rangeset pieces = { 0 };
+        const struct interval *x;
+        for (uint64_t at = start; (x = rangeset_from(&a->ranges, at)) && x->start < end; at = x->end) {
+                uint64_t from = MAX(x->start, start), until = MIN(x->end, end);
+                uint64_t new_end = until == end ? to_end : to + (until - start);
+                if (to + (from - start) < to_end)
+                        (void) rangeset_add(&pieces, to + (from - start), MIN(new_end, to_end));
+        }
+        bool dontfork = rangeset_overlaps(&a->dontfork, start, end);
+        registry_forget(a, start, end);
+        if (dontfork)
+                (void) rangeset_add(&a->dontfork, to, to_end);
+        for (uint32_t i = 0; i < pieces.n; i++)
+                (void) add_piece(a, pieces.v[i].start, pieces.v[i].end);
+        rangeset_clear(&pieces);
+}
