@@ -1,0 +1,135 @@
+"""What end-to-end tests share: a daemon of their own on a private socket, victims, and what the kernel says about them.
+
+Every wait is for a condition and has a bound. Everything started is ended by pid."""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+BUILD = pathlib.Path(os.environ.get("USERKSM_BUILD") or sys.argv[1]).resolve()
+FAST = ["--pass_millisecs=10", "--settle_millisecs=20", "--sleep_millisecs=1"]
+
+
+def skip(reason):
+    print(f"SKIP: {reason}")
+    sys.exit(77)
+
+
+def until(condition, seconds=30, what="condition"):
+    """Polls until condition() is true; its last value is returned. A bound that passes is a failure that names it."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.02)
+
+
+def rollup(pid, key="Pss"):
+    """KiB of a line of smaps_rollup."""
+    for line in open(f"/proc/{pid}/smaps_rollup"):
+        if line.startswith(key + ":"):
+            return int(line.split()[1])
+    raise KeyError(key)
+
+
+class Daemon:
+    def __init__(self, *options):
+        self.directory = tempfile.mkdtemp(prefix="userksm-test-")
+        self.socket = f"{self.directory}/sock"
+        self.options = options
+        self.log = open(f"{self.directory}/log", "ab")
+        self.process = None
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen([BUILD / "daemon/userksmd", "--socket", self.socket, *FAST, *self.options],
+                                        stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL)
+        until(lambda: self.process.poll() is not None or self.answers(), 10, "the daemon answers")
+        if self.process.poll() is not None:
+            raise AssertionError(f"the daemon ended at once: {self.said()}")
+
+    def said(self):
+        return open(f"{self.directory}/log").read()
+
+    def ctl(self, *args, check=True):
+        return subprocess.run([BUILD / "ctl/ksmctl", "--socket", self.socket, *args], check=check,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+
+    def answers(self):
+        return self.ctl("stats", "--json", check=False).returncode == 0
+
+    def stats(self):
+        return json.loads(self.ctl("stats", "--json").stdout)
+
+    def stop(self, number=signal.SIGTERM):
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(number)
+            self.process.wait(20)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.stop()
+        if exc[0]:
+            print("--- daemon log ---", self.said()[-4000:], sep="\n")
+
+
+class Victim:
+    def __init__(self, daemon_or_path, **env):
+        path = getattr(daemon_or_path, "socket", daemon_or_path)
+        self.process = subprocess.Popen([BUILD / "tests/e2e/victim"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        text=True, bufsize=1, env={**os.environ, "USERKSM_SOCKET": path, **env})
+        assert self.process.stdout.readline() == "ok\n"
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def say(self, *words):
+        self.process.stdin.write(" ".join(map(str, words)) + "\n")
+        line = self.process.stdout.readline()
+        assert line, f"the victim died at {words}: {self.process.wait()}"
+        return line.strip()
+
+    def do(self, *words):
+        answer = self.say(*words)
+        assert answer.split()[0] == "ok", f"{words}: {answer}"
+        return answer
+
+    def connected(self):
+        return self.say("stats").split()[2] == "1"
+
+    def pss(self):
+        return rollup(self.pid)
+
+    def quit(self):
+        if self.process.poll() is None:
+            self.process.stdin.write("quit\n")
+            assert self.process.wait(20) == 0
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(20)
+
+
+def run(*tests):
+    """Runs each test, prints one line for it, exits 1 if any failed."""
+    failed = 0
+    for test in tests:
+        started = time.monotonic()
+        try:
+            test()
+            print(f"ok   {test.__name__} ({time.monotonic() - started:.1f} s)", flush=True)
+        except AssertionError as e:
+            failed += 1
+            print(f"FAIL {test.__name__}: {e}", flush=True)
+    sys.exit(1 if failed else 0)

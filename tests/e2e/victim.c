@@ -1,0 +1,175 @@
+/* A process for tests to look at: registers memory of known content through the client library and obeys commands on
+ * standard input, one a line, answering each with one line.
+ *
+ *   map NAME PAGES            private anonymous memory, registered; "ok" or "error E"
+ *   fill NAME FROM N SEED     page i gets content (SEED + i - FROM); SEED 0: zeros; remembered for `check`
+ *   repeat NAME FROM N SEED   all pages the same content SEED
+ *   poke NAME FROM N          changes one byte of each page
+ *   check NAME                "ok", or "differs PAGE"
+ *   discard NAME FROM N       MADV_DONTNEED; remembered as zeros
+ *   merge NAME                synchronous merge: "ok BYTES" or "error E"
+ *   unregister NAME           "ok" or "error E"
+ *   unmap NAME
+ *   fork                      a child that checks everything and exits: "ok" or "differs"
+ *   stats                     registered merged connected transitions raw
+ *   quit
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "lib/userksm.h"
+
+#define PAGE 4096UL
+#define AREAS 16
+
+struct area {
+        char name[16];
+        uint8_t *memory;
+        uint64_t n_pages;
+        uint64_t *content; /* seed of each page; ~0: poked, then poke holds how often */
+        uint8_t *pokes;
+};
+static struct area areas[AREAS];
+
+static struct area *find(const char *name) {
+        for (unsigned i = 0; i < AREAS; i++)
+                if (areas[i].memory && strcmp(areas[i].name, name) == 0)
+                        return &areas[i];
+        return NULL;
+}
+
+static void content(uint8_t *page, uint64_t seed) {
+        uint64_t *w = (uint64_t *) page, x = seed * 0x9e3779b97f4a7c15ULL;
+        for (unsigned i = 0; i < PAGE / 8; i++) {
+                x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+                w[i] = seed ? x : 0;
+        }
+}
+
+static int64_t differs(const struct area *a) {
+        uint8_t want[PAGE];
+        for (uint64_t i = 0; i < a->n_pages; i++) {
+                content(want, a->content[i]);
+                want[100] = (uint8_t) (want[100] + a->pokes[i]);
+                if (memcmp(a->memory + i * PAGE, want, PAGE))
+                        return (int64_t) i;
+        }
+        return -1;
+}
+
+static int map_area(const char *name, uint64_t n_pages) {
+        for (unsigned i = 0; i < AREAS; i++) {
+                struct area *a = &areas[i];
+                if (a->memory)
+                        continue;
+                a->memory = mmap(NULL, n_pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+                if (a->memory == MAP_FAILED)
+                        exit(1);
+                a->n_pages = n_pages;
+                a->content = calloc(n_pages, sizeof(*a->content));
+                a->pokes = calloc(n_pages, 1);
+                snprintf(a->name, sizeof(a->name), "%s", name);
+                return userksm_register(a->memory, n_pages * PAGE);
+        }
+        return -ENOMEM;
+}
+
+static void answer(int r) {
+        if (r < 0)
+                printf("error %d\n", -r);
+        else
+                printf("ok\n");
+}
+
+static void fork_and_check(void) {
+        fflush(stdout);
+        pid_t pid = fork();
+        if (pid == 0) {
+                int bad = 0;
+                for (unsigned i = 0; i < AREAS; i++)
+                        if (areas[i].memory)
+                                bad |= differs(&areas[i]) >= 0;
+                _exit(bad);
+        }
+        int status = 1;
+        waitpid(pid, &status, 0);
+        printf("%s\n", status == 0 ? "ok" : "differs");
+}
+
+static void on_area(const char *verb, struct area *a, uint64_t from, uint64_t n, uint64_t seed) {
+        if (strcmp(verb, "fill") == 0 || strcmp(verb, "repeat") == 0) {
+                for (uint64_t i = from; i < from + n; i++) {
+                        a->content[i] = seed && verb[0] == 'f' ? seed + i - from : seed;
+                        a->pokes[i] = 0;
+                        content(a->memory + i * PAGE, a->content[i]);
+                }
+                answer(0);
+        } else if (strcmp(verb, "poke") == 0) {
+                for (uint64_t i = from; i < from + n; i++) {
+                        a->pokes[i]++;
+                        a->memory[i * PAGE + 100]++;
+                }
+                answer(0);
+        } else if (strcmp(verb, "discard") == 0) {
+                for (uint64_t i = from; i < from + n; i++)
+                        a->content[i] = a->pokes[i] = 0;
+                answer(userksm_madvise(a->memory + from * PAGE, n * PAGE, MADV_DONTNEED));
+        } else if (strcmp(verb, "check") == 0) {
+                int64_t page = differs(a);
+                if (page < 0)
+                        printf("ok\n");
+                else
+                        printf("differs %" PRId64 "\n", page);
+        } else if (strcmp(verb, "merge") == 0) {
+                uint64_t saved;
+                int r = userksm_merge(a->memory, a->n_pages * PAGE, &saved);
+                if (r < 0)
+                        answer(r);
+                else
+                        printf("ok %" PRIu64 "\n", saved);
+        } else if (strcmp(verb, "unregister") == 0) {
+                answer(userksm_unregister(a->memory, a->n_pages * PAGE));
+        } else if (strcmp(verb, "unmap") == 0) {
+                answer(userksm_munmap(a->memory, a->n_pages * PAGE));
+                free(a->content);
+                free(a->pokes);
+                memset(a, 0, sizeof(*a));
+        } else
+                printf("error %d\n", EINVAL);
+}
+
+int main(void) {
+        char line[256], verb[16], name[16];
+        answer(userksm_init(NULL));
+        fflush(stdout);
+        while (fgets(line, sizeof(line), stdin)) {
+                uint64_t from = 0, n = 0, seed = 0;
+                name[0] = 0;
+                if (sscanf(line, "%15s %15s %" SCNu64 " %" SCNu64 " %" SCNu64, verb, name, &from, &n, &seed) < 1)
+                        continue;
+                struct area *a = find(name);
+                if (strcmp(verb, "quit") == 0)
+                        return 0;
+                if (strcmp(verb, "map") == 0)
+                        answer(map_area(name, from));
+                else if (strcmp(verb, "fork") == 0)
+                        fork_and_check();
+                else if (strcmp(verb, "stats") == 0) {
+                        struct userksm_stats s = { .size = sizeof(s) };
+                        (void) userksm_stats(&s);
+                        printf("%" PRIu64 " %" PRIu64 " %u %" PRIu64 " %u\n", s.registered_bytes, s.merged_bytes,
+                               s.connected, s.transitions, s.raw_syscalls);
+                } else if (a)
+                        on_area(verb, a, from, n, seed);
+                else
+                        printf("error %d\n", ENOENT);
+                fflush(stdout);
+        }
+        return 0;
+}
