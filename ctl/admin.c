@@ -1,0 +1,246 @@
+#include "ctl/admin.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/cleanup.h"
+
+int admin_connect(struct admin *a, const char *path) {
+        struct msg_admin_hello hello = { 0 };
+        int r;
+
+        a->fd = channel_connect(path, 0);
+        if (a->fd < 0)
+                return a->fd;
+        r = admin_call(a, MSG_ADMIN_HELLO, &hello, MSG_ADMIN_WELCOME, ADMIN_TIMEOUT_MSEC);
+        if (r < 0) {
+                a->fd = close_fd(a->fd);
+                return r;
+        }
+        memcpy(&a->welcome, a->message.frame.body, sizeof(a->welcome));
+        return 0;
+}
+
+void admin_close(struct admin *a) {
+        a->fd = close_fd(a->fd);
+}
+
+int admin_send(struct admin *a, enum message_type type, const void *body) {
+        return channel_send(a->fd, type, body, NULL, 0, NULL, 0);
+}
+
+int admin_receive(struct admin *a, int timeout_msec) {
+        struct pollfd p = { .fd = a->fd, .events = POLLIN };
+        enum codec_error e;
+        int r;
+
+        do
+                r = poll(&p, 1, timeout_msec);
+        while (r < 0 && errno == EINTR);
+        if (r <= 0)
+                return r < 0 ? -errno : -ETIMEDOUT;
+        r = channel_receive(a->fd, ROLE_DAEMON, &a->message, &e);
+        if (r <= 0)
+                return r < 0 ? r : -ECONNRESET;
+        channel_message_done(&a->message); /* no admin frame carries fds */
+        if (a->message.frame.type == MSG_REFUSED) {
+                memcpy(&a->refused, a->message.frame.body, sizeof(a->refused));
+                return -EKEYREJECTED;
+        }
+        return 0;
+}
+
+int admin_call(struct admin *a, enum message_type type, const void *body, enum message_type reply, int timeout_msec) {
+        const struct msg_admin_done *done;
+        int r = admin_send(a, type, body);
+
+        /* A daemon that closed on us may have said why before. */
+        if (r < 0 && r != -EPIPE)
+                return r;
+        r = admin_receive(a, timeout_msec);
+        if (r < 0)
+                return r;
+        if (a->message.frame.type == reply)
+                return 0;
+        if (a->message.frame.type != MSG_ADMIN_DONE)
+                return -EPROTO;
+        done = a->message.frame.body;
+        return done->error != 0 ? -done->error : -EPROTO;
+}
+
+void admin_decode_counters(const struct frame *f, struct counters *ret) {
+        uint32_t n = MIN(f->count, (uint32_t) COUNTER_MAX_);
+
+        *ret = (struct counters) { 0 };
+        memcpy(ret, f->elements, n * sizeof(int64_t));
+}
+
+int admin_counters(struct admin *a, struct counters *ret, uint64_t *ret_uptime_usec) {
+        struct msg_stats_request request = { 0 };
+        int r = admin_call(a, MSG_STATS_REQUEST, &request, MSG_STATS_REPLY, ADMIN_TIMEOUT_MSEC);
+
+        if (r < 0)
+                return r;
+        admin_decode_counters(&a->message.frame, ret);
+        if (ret_uptime_usec)
+                *ret_uptime_usec = ((const struct msg_stats_reply *) a->message.frame.body)->uptime_usec;
+        return 0;
+}
+
+int admin_tunables(struct admin *a, struct tunable_values *ret) {
+        struct msg_tunables_request request = { 0 };
+        const struct tunable_element *t;
+        int r = admin_call(a, MSG_TUNABLES_REQUEST, &request, MSG_TUNABLES_REPLY, ADMIN_TIMEOUT_MSEC);
+
+        if (r < 0)
+                return r;
+        *ret = (struct tunable_values) { 0 };
+        t = a->message.frame.elements;
+        for (uint32_t i = 0; i < a->message.frame.count; i++) {
+                if (t[i].id >= TUNABLE_MAX_)
+                        continue;
+                ((int64_t *) &ret->values)[t[i].id] = t[i].value;
+                ret->known[t[i].id] = true;
+        }
+        return 0;
+}
+
+int client_list_append(struct client_list *l, const struct frame *clients_reply) {
+        size_t n = l->n + clients_reply->count;
+
+        if (n > l->allocated) {
+                size_t allocated = MAX(n, 2 * l->allocated);
+                struct client_element *p = reallocarray(l->clients, allocated, sizeof(*p));
+
+                if (!p)
+                        return -ENOMEM;
+                l->clients = p;
+                l->allocated = allocated;
+        }
+        if (clients_reply->count > 0)
+                memcpy(l->clients + l->n, clients_reply->elements, clients_reply->count * sizeof(*l->clients));
+        l->n = n;
+        return 0;
+}
+
+void client_list_free(struct client_list *l) {
+        free(l->clients);
+        *l = (struct client_list) { 0 };
+}
+
+/* Comes to an end: the codec checks that ids ascend inside a reply, this loop that they do from reply to reply. */
+int admin_clients(struct admin *a, struct client_list *ret) {
+        struct msg_clients_request request = { 0 };
+        struct client_list list = { 0 };
+        int r;
+
+        for (;;) {
+                const struct frame *f = &a->message.frame;
+                const struct client_element *client;
+
+                r = admin_call(a, MSG_CLIENTS_REQUEST, &request, MSG_CLIENTS_REPLY, ADMIN_TIMEOUT_MSEC);
+                if (r < 0)
+                        break;
+                client = f->elements;
+                if (f->count > 0 && client[0].client <= request.after) {
+                        r = -EPROTO;
+                        break;
+                }
+                r = client_list_append(&list, f);
+                if (r < 0 || f->count < CLIENTS_MAX)
+                        break;
+                request.after = client[f->count - 1].client;
+        }
+        if (r < 0) {
+                client_list_free(&list);
+                return r;
+        }
+        *ret = list;
+        return 0;
+}
+
+int admin_explain_connect(const struct ctl *ctl, const struct admin *a, int error) {
+        const char *path = ctl->socket_path;
+
+        switch (-error) {
+        case EKEYREJECTED:
+        case ETIMEDOUT:
+        case EPROTO:
+        case ECONNRESET:
+                return admin_explain(ctl, a, error, "connecting");
+        case ENOENT:
+        case ENOTDIR:
+                complain("no daemon: there is no socket %s. Start one with 'systemctl start userksmd.socket' (installed) or "
+                         "'userksmd --socket %s'; 'ksmctl run' brings its own.",
+                         path, path);
+                return STATUS_UNAVAILABLE;
+        case ECONNREFUSED:
+                complain("no daemon: nobody listens at %s. It was not started, or it ended ('systemctl status userksmd' or "
+                         "its log says why). Programs that it served keep running, and connect again when it is back.",
+                         path);
+                return STATUS_UNAVAILABLE;
+        case EACCES:
+        case EPERM:
+                complain("not allowed to connect to %s: %s. See 'ls -l' of the socket and of its directory: the installed "
+                         "one is open to the group userksm and to root.",
+                         path, strerror(-error));
+                return STATUS_NOPERM;
+        case EPROTOTYPE:
+                complain("%s is a socket of another kind: not userksmd's", path);
+                return STATUS_UNAVAILABLE;
+        case EINVAL:
+        case ENAMETOOLONG:
+                complain("'%s' cannot be the path of a socket: %s", path, strerror(-error));
+                return STATUS_USAGE;
+        default:
+                complain("cannot connect to %s: %s", path, strerror(-error));
+                return STATUS_UNAVAILABLE;
+        }
+}
+
+int admin_explain(const struct ctl *ctl, const struct admin *a, int error, const char *doing) {
+        switch (-error) {
+        case EKEYREJECTED:
+                complain("%s: the daemon refused: %.*s (%s)", doing, (int) sizeof(a->refused.reason), a->refused.reason,
+                         strerror(a->refused.error));
+                return a->refused.error == EPROTO || a->refused.error == EPROTONOSUPPORT ? STATUS_PROTOCOL :
+                                                                                            STATUS_NOPERM;
+        case ETIMEDOUT:
+                complain("%s: the daemon at %s did not answer for %d s. It hangs or is stopped; its watchdog or "
+                         "'systemctl restart userksmd' ends that. Programs are not held up by it.",
+                         doing, ctl->socket_path, ADMIN_TIMEOUT_MSEC / 1000);
+                return STATUS_UNAVAILABLE;
+        case ECONNRESET:
+        case EPIPE:
+                complain("%s: the daemon at %s closed the connection: it ended, or speaks another version (this is "
+                         "protocol %d). Its log says which.",
+                         doing, ctl->socket_path, PROTO_VERSION);
+                return STATUS_UNAVAILABLE;
+        case EPROTO:
+                complain("%s: the answer of %s is not of protocol version %d: ksmctl and userksmd are of different "
+                         "builds",
+                         doing, ctl->socket_path, PROTO_VERSION);
+                return STATUS_PROTOCOL;
+        case EPERM:
+        case EACCES:
+                complain("%s: only root and the daemon's own user may do this", doing);
+                return STATUS_NOPERM;
+        case ESRCH:
+                complain("%s: no such process is connected to the daemon ('ksmctl status' lists them)", doing);
+                return STATUS_NO_PROCESS;
+        case ENOMEM:
+                complain("%s: not enough memory, or no room under a limit; what was not done is as it was", doing);
+                return STATUS_FAILED;
+        default:
+                complain("%s: %s", doing, strerror(-error));
+                return STATUS_FAILED;
+        }
+}
+
+int admin_open(const struct ctl *ctl, struct admin *a) {
+        int r = admin_connect(a, ctl->socket_path);
+
+        return r == 0 ? STATUS_OK : admin_explain_connect(ctl, a, r);
+}

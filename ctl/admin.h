@@ -1,0 +1,62 @@
+/* ksmctl's connection to the daemon: requests and replies, with time limits, and every error in words.
+ *
+ * Errors are negative errno values as documented; admin_explain turns them into a message with a remedy and the exit
+ * status to return. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/counters.h"
+#include "common/tunables.h"
+#include "ctl/ctl.h"
+#include "proto/channel.h"
+
+/* A daemon that answers at all answers reads at once; its loop is never blocked this long. */
+#define ADMIN_TIMEOUT_MSEC 10000
+#define ADMIN_NO_TIMEOUT (-1) /* merge and unmerge end when the work does */
+
+struct admin {
+        int fd;
+        struct msg_admin_welcome welcome;
+        struct msg_refused refused; /* set when a call returned -EKEYREJECTED */
+        struct channel_message message; /* the last frame received; pointers into it hold until the next call */
+};
+#define ADMIN_INIT { .fd = -1 }
+
+/* 0; -errno of connect(2); -ETIMEDOUT: nobody answered; -EKEYREJECTED: refused, a->refused says why; -EPROTO: no
+ * userksmd's protocol, or another version; -ECONNRESET: closed on us. */
+int admin_connect(struct admin *a, const char *path);
+void admin_close(struct admin *a);
+
+int admin_send(struct admin *a, enum message_type type, const void *body);
+/* Waits for one frame, in a->message. 0 or as admin_connect. */
+int admin_receive(struct admin *a, int timeout_msec);
+/* Sends, and waits for a reply of that type. An ADMIN_DONE in its place is returned as the error it carries. */
+int admin_call(struct admin *a, enum message_type type, const void *body, enum message_type reply, int timeout_msec);
+
+/* Counters that this daemon does not have are 0. ret_uptime_usec may be NULL. */
+int admin_counters(struct admin *a, struct counters *ret, uint64_t *ret_uptime_usec);
+void admin_decode_counters(const struct frame *f, struct counters *ret);
+
+/* A tunable that this daemon does not have is marked unknown. */
+struct tunable_values {
+        struct tunables values;
+        bool known[TUNABLE_MAX_];
+};
+int admin_tunables(struct admin *a, struct tunable_values *ret);
+
+struct client_list {
+        struct client_element *clients;
+        size_t n, allocated;
+};
+int client_list_append(struct client_list *l, const struct frame *clients_reply);
+void client_list_free(struct client_list *l);
+int admin_clients(struct admin *a, struct client_list *ret);
+
+/* Complains about `error`, met while `doing` ("reading the counters"), and returns the exit status. */
+int admin_explain(const struct ctl *ctl, const struct admin *a, int error, const char *doing);
+/* The same for an error of admin_connect. */
+int admin_explain_connect(const struct ctl *ctl, const struct admin *a, int error);
+/* admin_connect and, when that fails, admin_explain. Returns STATUS_OK with *a connected. */
+int admin_open(const struct ctl *ctl, struct admin *a);

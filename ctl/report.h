@@ -1,0 +1,21 @@
+/* What the daemon says, gathered and printed: by `status` and `stats`. */
+#pragma once
+
+#include <stdio.h>
+
+#include "ctl/admin.h"
+
+struct report {
+        struct msg_admin_welcome welcome;
+        struct counters counters;
+        struct tunable_values tunables;
+        struct client_list clients; /* owned by the caller */
+        uint64_t uptime_usec;
+};
+
+enum report_parts { REPORT_COUNTERS_ONLY = 0, REPORT_WITH_PROCESSES = 1 };
+
+/* All print to f and return 0 or -ENOMEM. */
+int report_print_status(const struct report *r, bool wide, FILE *f);
+int report_print_json(const struct report *r, enum report_parts parts, FILE *f);
+int report_print_counters(const struct report *r, FILE *f);

@@ -1,0 +1,110 @@
+/* Counters for programs: plain lines and JSON. Names, order and units come from COUNTERS and are never listed here. */
+#include <errno.h>
+#include <inttypes.h>
+#include <json-c/json.h>
+#include <string.h>
+
+#include "common/cleanup.h"
+#include "ctl/render.h"
+#include "ctl/report.h"
+
+static const char *const counter_names[] = {
+#define X(name, unit, text) #name,
+        COUNTERS(X)
+#undef X
+};
+
+int report_print_counters(const struct report *r, FILE *f) {
+        for (size_t i = 0; i < COUNTER_MAX_; i++)
+                fprintf(f, "%s %" PRId64 "\n", counter_names[i], ((const int64_t *) &r->counters)[i]);
+        return 0;
+}
+
+/* json-c takes ownership of value; a NULL value (no memory) is noted in *error. */
+static void put(struct json_object *o, const char *key, struct json_object *value, int *error) {
+        if (!value || !o || json_object_object_add(o, key, value) < 0) {
+                json_object_put(value);
+                *error = -ENOMEM;
+        }
+}
+
+static void put_int(struct json_object *o, const char *key, int64_t value, int *error) {
+        put(o, key, json_object_new_int64(value), error);
+}
+
+static void put_text(struct json_object *o, const char *key, const char *text, int *error) {
+        put(o, key, json_object_new_string(text), error);
+}
+
+static struct json_object *counters_object(const struct counters *c, int *error) {
+        struct json_object *o = json_object_new_object();
+
+        for (size_t i = 0; i < COUNTER_MAX_; i++)
+                put_int(o, counter_names[i], ((const int64_t *) c)[i], error);
+        return o;
+}
+
+static struct json_object *process_object(const struct report *r, const struct client_element *client, int *error) {
+        struct json_object *o = json_object_new_object();
+        char text[TEXT_BYTES];
+
+        put_int(o, "pid", client->pid, error);
+        put_text(o, "command", format_name(text, client->comm, sizeof(client->comm)), error);
+        put_text(o, "state", client_state_name(client->state), error);
+        put_int(o, "client", client->client, error);
+        put_int(o, "uid", client->uid, error);
+        put_int(o, "domain", client->domain, error);
+        put(o, "shim", json_object_new_boolean(client->flags & HELLO_SHIM), error);
+        put(o, "merge_any", json_object_new_boolean(client->flags & HELLO_MERGE_ANY), error);
+        put_int(o, "ranges", client->n_ranges, error);
+        put_int(o, "registered_bytes", (int64_t) (client->registered_pages * KSM_PAGE_SIZE), error);
+        put_int(o, "tracked_bytes", (int64_t) (client->tracked_pages * KSM_PAGE_SIZE), error);
+        put_int(o, "merged_bytes", (int64_t) (client->merged_pages * KSM_PAGE_SIZE), error);
+        put_int(o, "zero_bytes", (int64_t) (client->zero_pages * KSM_PAGE_SIZE), error);
+        put_int(o, "unshared_bytes", (int64_t) (client->unshared_pages * KSM_PAGE_SIZE), error);
+        put_int(o, "saved_bytes", client_saved_bytes(&r->counters, client), error);
+        put_int(o, "profit_bytes", client->profit_bytes, error);
+        put_int(o, "agent_cpu_usec", (int64_t) client->cpu_usec, error);
+        put_int(o, "vmas_used", client->vmas_used, error);
+        put_int(o, "vma_budget", client->vma_budget, error);
+        return o;
+}
+
+static struct json_object *processes_array(const struct report *r, int *error) {
+        struct json_object *array = json_object_new_array();
+
+        for (size_t i = 0; i < r->clients.n; i++) {
+                struct json_object *o = process_object(r, &r->clients.clients[i], error);
+
+                if (!array || !o || json_object_array_add(array, o) < 0) {
+                        json_object_put(o);
+                        *error = -ENOMEM;
+                }
+        }
+        return array;
+}
+
+int report_print_json(const struct report *r, enum report_parts parts, FILE *f) {
+        struct json_object *o = json_object_new_object();
+        char version[sizeof(r->welcome.version) + 1] = { 0 };
+        const char *text;
+        int error = 0;
+
+        memcpy(version, r->welcome.version, sizeof(r->welcome.version));
+        put_text(o, "version", version, &error);
+        put_int(o, "pid", r->welcome.daemon_pid, &error);
+        put_int(o, "uptime_usec", (int64_t) r->uptime_usec, &error);
+        put_int(o, "page_bytes", KSM_PAGE_SIZE, &error);
+        put_int(o, "saved_bytes", saved_bytes(&r->counters), &error);
+        put(o, "counters", counters_object(&r->counters, &error), &error);
+        if (parts == REPORT_WITH_PROCESSES)
+                put(o, "processes", processes_array(r, &error), &error);
+        text = error == 0 ? json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE) :
+                            NULL;
+        if (text)
+                fprintf(f, "%s\n", text);
+        else
+                error = -ENOMEM;
+        json_object_put(o);
+        return error;
+}

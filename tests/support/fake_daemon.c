@@ -1,0 +1,180 @@
+/* A daemon of canned answers for tests of ksmctl: fake_daemon SOCKET MODE. Listens, prints "ready", serves one connection
+ * after the other until it is killed. Modes:
+ *   normal   200 clients (three replies), all counters, tunables that remember what is set; pid 77 is unknown, pid 78
+ *            restores only in part
+ *   denied   every change is answered with EPERM
+ *   refuse   REFUSED instead of WELCOME
+ *   version  WELCOME of another protocol version
+ *   garbage  bytes that are no frame
+ *   close    closes at once
+ *   silent   accepts, never answers
+ *   loop     CLIENTS replies that never come to an end */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "common/cleanup.h"
+#include "common/counters.h"
+#include "common/tunables.h"
+#include "proto/channel.h"
+
+#define N_CLIENTS 200u
+
+static const char *mode;
+static struct tunables tunables;
+static struct channel_message message;
+
+static int is_mode(const char *m) {
+        return strcmp(mode, m) == 0;
+}
+
+static void send_frame(int fd, enum message_type type, const void *body, const void *elements, uint32_t count) {
+        (void) channel_send(fd, type, body, elements, count, NULL, 0);
+}
+
+static void send_done(int fd, int error, uint64_t pages, uint64_t left) {
+        struct msg_admin_done done = { .error = error, .pages = pages, .left = left };
+
+        send_frame(fd, MSG_ADMIN_DONE, &done, NULL, 0);
+}
+
+static void welcome(int fd) {
+        struct msg_admin_welcome w = { .daemon_pid = (uint32_t) getpid(), .privileged = 1, .version = "fake" };
+        struct msg_refused refused = { .error = EMFILE, .reason = "too many connections of this user" };
+        uint8_t packet[FRAME_MAX_BYTES];
+        size_t size;
+
+        if (is_mode("refuse")) {
+                send_frame(fd, MSG_REFUSED, &refused, NULL, 0);
+                return;
+        }
+        size = frame_encode(packet, sizeof(packet), MSG_ADMIN_WELCOME, &w, NULL, 0);
+        if (is_mode("version"))
+                ((struct frame_header *) packet)->version++;
+        if (is_mode("garbage"))
+                memset(packet, 0x5a, size);
+        (void) channel_send_packet(fd, packet, size, NULL, 0);
+}
+
+static void send_stats(int fd) {
+        struct msg_stats_reply reply = { .uptime_usec = 3723000000 };
+        int64_t values[COUNTER_MAX_ + 1]; /* one more than this ksmctl knows */
+
+        for (int i = 0; i <= COUNTER_MAX_; i++)
+                values[i] = 1000 + i;
+        values[COUNTER_pages_shared] = 1000;
+        values[COUNTER_pages_sharing] = 3000;
+        values[COUNTER_ksm_zero_pages] = 256;
+        values[COUNTER_general_profit] = -4096;
+        send_frame(fd, MSG_STATS_REPLY, &reply, values, COUNTER_MAX_ + 1);
+}
+
+static void send_clients(int fd, uint32_t after) {
+        struct msg_clients_reply reply = { 0 };
+        struct client_element c[CLIENTS_MAX] = { 0 };
+        uint32_t n = 0;
+
+        for (uint32_t id = is_mode("loop") ? 1 : after + 1; id <= N_CLIENTS && n < CLIENTS_MAX; id++, n++) {
+                c[n] = (struct client_element) {
+                        .client = id,
+                        .pid = 1000 + id,
+                        .registered_pages = 1 << 20,
+                        .merged_pages = 20,
+                        .zero_pages = 1,
+                        .profit_bytes = -8192,
+                        .vmas_used = id == 4 ? 99 : 1,
+                        .vma_budget = 100,
+                        .state = id == 2 ? CLIENT_RAW : id == 3 ? CLIENT_PARKED : CLIENT_ACTIVE,
+                };
+                strcpy(c[n].comm, id == 1 ? "evil\033[2J\n" : "worker");
+        }
+        send_frame(fd, MSG_CLIENTS_REPLY, &reply, c, n);
+}
+
+static void send_tunables(int fd) {
+        struct msg_tunables_reply reply = { 0 };
+        struct tunable_element t[TUNABLE_MAX_];
+
+        for (uint32_t i = 0; i < TUNABLE_MAX_; i++)
+                t[i] = (struct tunable_element) { .id = i, .value = tunable_get(&tunables, (enum tunable_id) i) };
+        send_frame(fd, MSG_TUNABLES_REPLY, &reply, t, TUNABLE_MAX_);
+}
+
+static void change(int fd, uint32_t pid) {
+        if (is_mode("denied"))
+                send_done(fd, EPERM, 0, 0);
+        else if (pid == 77)
+                send_done(fd, ESRCH, 0, 0);
+        else
+                send_done(fd, 0, 512, pid == 78 ? 3 : 0);
+}
+
+static void serve(int fd) {
+        enum codec_error e;
+
+        if (is_mode("close"))
+                return;
+        while (channel_receive(fd, ROLE_ADMIN, &message, &e) == 1) {
+                const struct msg_tunable_set *set = message.frame.body;
+
+                channel_message_done(&message);
+                if (is_mode("silent"))
+                        continue;
+                switch (message.frame.type) {
+                case MSG_ADMIN_HELLO:
+                        welcome(fd);
+                        break;
+                case MSG_STATS_REQUEST:
+                        send_stats(fd);
+                        break;
+                case MSG_CLIENTS_REQUEST:
+                        send_clients(fd, ((const struct msg_clients_request *) message.frame.body)->after);
+                        break;
+                case MSG_TUNABLES_REQUEST:
+                        send_tunables(fd);
+                        break;
+                case MSG_TUNABLE_SET:
+                        send_done(fd, is_mode("denied") ? EPERM : -tunable_set(&tunables, (enum tunable_id) set->id, set->value),
+                                  0, 0);
+                        break;
+                case MSG_ADMIN_MERGE:
+                case MSG_ADMIN_UNMERGE:
+                        change(fd, ((const struct msg_admin_merge *) message.frame.body)->pid);
+                        break;
+                default:
+                        return;
+                }
+        }
+}
+
+int main(int argc, char **argv) {
+        struct sockaddr_un address = { .sun_family = AF_UNIX };
+        int listener;
+
+        if (argc != 3 || strlen(argv[1]) >= sizeof(address.sun_path)) {
+                fprintf(stderr, "usage: %s SOCKET MODE\n", argv[0]);
+                return EXIT_FAILURE;
+        }
+        mode = argv[2];
+        tunables_init(&tunables);
+        strcpy(address.sun_path, argv[1]);
+        listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+        if (listener < 0 || bind(listener, (struct sockaddr *) &address, sizeof(address)) < 0 || listen(listener, 8) < 0) {
+                perror(argv[1]);
+                return EXIT_FAILURE;
+        }
+        puts("ready");
+        fflush(stdout);
+        for (;;) {
+                int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+
+                if (fd < 0)
+                        return EXIT_FAILURE;
+                serve(fd);
+                close_fd(fd);
+        }
+}
