@@ -1,6 +1,6 @@
 /* ideal: what an ideal page merger would save among the given processes.
  *
- *   ideal [--json] [--ranges all|mergeable] PID...
+ *   ideal [--json] [--ranges all|anonymous|mergeable] PID...
  *
  * The oracle against which savings are judged: reads the private memory of the processes, now, from outside (target.h),
  * and counts (model.h). Zero pages count as saved whole. Run it before anything merges: a zero page that was already
@@ -130,8 +130,9 @@ static void print_json(const struct model *m, const struct process *p, const str
 }
 
 static int usage(FILE *out, int status) {
-        (void) fprintf(out, "usage: ideal [--json] [--ranges all|mergeable] PID...\n"
+        (void) fprintf(out, "usage: ideal [--json] [--ranges all|anonymous|mergeable] PID...\n"
                             "What an ideal page merger would save among these processes.\n"
+                            "  --ranges anonymous  only writable anonymous memory, without copies of file pages\n"
                             "  --ranges mergeable  only memory offered for merging (madvise, prctl, or userksm)\n");
         return status;
 }
@@ -187,6 +188,8 @@ int main(int argc, char **argv) {
                         json = true;
                 else if (c == 'r' && strcmp(optarg, "all") == 0)
                         ranges = TARGET_ALL;
+                else if (c == 'r' && strcmp(optarg, "anonymous") == 0)
+                        ranges = TARGET_ANONYMOUS;
                 else if (c == 'r' && strcmp(optarg, "mergeable") == 0)
                         ranges = TARGET_MERGEABLE;
                 else

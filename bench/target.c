@@ -27,7 +27,9 @@ struct reader {
 
 struct mapping {
         uint64_t start, end;
-        bool candidate, mergeable;
+        bool is_private, segment; /* not shared; private mapping of a segment */
+        bool anonymous;           /* readable, writable, no file */
+        bool mergeable;
 };
 
 static int open_proc(int pid, const char *name) {
@@ -67,19 +69,34 @@ static int read_pages(struct reader *rd, uint64_t start, uint64_t end, uint32_t 
         return 0;
 }
 
-static int read_mapping(struct reader *rd, uint64_t start, uint64_t end, uint32_t vma) {
+static bool mapping_in(const struct mapping *m, enum target_ranges ranges) {
+        if (!m->is_private)
+                return false;
+        switch (ranges) {
+        case TARGET_ALL:
+                return true;
+        case TARGET_ANONYMOUS:
+                return m->anonymous || m->segment;
+        case TARGET_MERGEABLE:
+                return m->mergeable;
+        }
+        return false;
+}
+
+static int read_mapping(struct reader *rd, const struct mapping *mapping, uint32_t vma) {
         struct page_region regions[REGIONS];
         struct pm_scan_arg arg = {
                 .size = sizeof(arg),
-                .end = end,
+                .end = mapping->end,
                 .vec = (uintptr_t) regions,
                 .vec_len = REGIONS,
                 .category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                .return_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO,
+                .return_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO | PAGE_IS_FILE,
         };
+        uint64_t start = mapping->start;
         int r, n;
 
-        while (start < end) {
+        while (start < mapping->end) {
                 arg.start = start;
                 n = ioctl(rd->pagemap_fd, PAGEMAP_SCAN, &arg);
                 if (n < 0)
@@ -88,6 +105,8 @@ static int read_mapping(struct reader *rd, uint64_t start, uint64_t end, uint32_
                         const struct page_region *region = &regions[i];
 
                         if (region->categories & PAGE_IS_PFNZERO)
+                                continue;
+                        if ((region->categories & PAGE_IS_FILE) && !mapping->segment)
                                 continue;
                         if (region->categories & PAGE_IS_SWAPPED) {
                                 rd->result->swapped += (region->end - region->start) >> KSM_PAGE_SHIFT;
@@ -123,8 +142,9 @@ static int next_mapping(FILE *smaps, struct mapping *ret) {
                 const char *name = name_at > 0 ? line + name_at : "";
                 ret->start = start;
                 ret->end = end;
-                ret->candidate = strncmp(perms, "rw", 2) == 0 && perms[3] == 'p' && strncmp(name, "[v", 2) != 0 &&
-                                 (inode == 0 || strncmp(name, SEGMENT_PREFIX, strlen(SEGMENT_PREFIX)) == 0);
+                ret->is_private = perms[3] == 'p' && strncmp(name, "[v", 2) != 0; /* not vdso and its like */
+                ret->segment = strncmp(name, SEGMENT_PREFIX, strlen(SEGMENT_PREFIX)) == 0;
+                ret->anonymous = strncmp(perms, "rw", 2) == 0 && inode == 0;
         }
         return 0;
 }
@@ -163,9 +183,9 @@ int target_read(int pid, enum target_ranges ranges, target_page_fn fn, void *use
 
         while (next_mapping(smaps, &mapping) > 0) {
                 ret->n_vmas++;
-                if (!mapping.candidate || (ranges == TARGET_MERGEABLE && !mapping.mergeable))
+                if (!mapping_in(&mapping, ranges))
                         continue;
-                r = read_mapping(&rd, mapping.start, mapping.end, vma++);
+                r = read_mapping(&rd, &mapping, vma++);
                 if (r < 0)
                         return r;
         }

@@ -1,8 +1,8 @@
 /* A process as an offline analyser sees it: its private memory, read through /proc.
  *
- * Candidates are the present pages of private, readable and writable mappings that are anonymous or map one of userksm's
- * segments privately (pages that are merged already). Not candidates: the kernel's zero page (it costs nothing), swapped
- * pages, and a page in transition (EIO; counted).
+ * Candidates are the anonymous pages of private mappings, copies of file pages (.data, relocated constants) among them,
+ * and the pages of userksm's segments (merged already). Not candidates: the kernel's zero page (it costs nothing), pages
+ * of other files, swapped pages, and a page in transition (EIO; counted).
  *
  * The memory is read through /proc/PID/mem, which cannot hang on a page whose owner does not answer. The process is not
  * stopped: a page that changes meanwhile counts as it was when read. Needs the right to ptrace the process. */
@@ -11,7 +11,8 @@
 #include <stdint.h>
 
 enum target_ranges {
-        TARGET_ALL,       /* every candidate mapping */
+        TARGET_ALL,       /* every private mapping */
+        TARGET_ANONYMOUS, /* readable and writable anonymous ones (or merged): what userksm accepts */
         TARGET_MERGEABLE, /* those offered for merging: VmFlags mg (kernel KSM), um, uw, ui (registered with userksm) */
 };
 

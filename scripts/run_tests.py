@@ -1,0 +1,81 @@
+#!/usr/bin/python3
+"""Runs meson's suites build by build, prints every skip with its reason, and ends with the counts.
+
+usage: run_tests.py --run BUILD_DIR [SUITE...] [--run BUILD_DIR [SUITE...]]...
+
+Suites that look at the machine (all but the first two) run one test at a time: two that measure memory, or load the
+kernel's userfaultfd, would disturb each other and the answer."""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+PARALLEL = ("unit", "sim")
+SKIPPED = 77
+
+
+def suites_of(build):
+    out = subprocess.run(["meson", "introspect", "--tests", build], check=True, capture_output=True, text=True).stdout
+    names = {s.split(":")[-1] for t in json.loads(out) for s in t["suite"]}
+    return [s for s in PARALLEL if s in names] + sorted(names - set(PARALLEL))
+
+
+def reason(record):
+    """The line in which the test says why it was skipped, else its last line."""
+    lines = [s.strip() for s in (record.get("stdout", "") + "\n" + record.get("stderr", "")).splitlines() if s.strip()]
+    said = [s for s in lines if s.lower().startswith("skip")]
+    return (said or lines or ["no reason given"])[-1]
+
+
+def run_suite(build, suite):
+    """Returns (passed, failed, skipped) counts; every test is printed by meson as it ends."""
+    print(f"\n== {build}: {suite}", flush=True)
+    command = ["meson", "test", "-C", build, "--no-rebuild", "--print-errorlogs", "--suite", suite, f"--logbase=log-{suite}"]
+    if suite not in PARALLEL:
+        command.append("--num-processes=1")
+    # LeakSanitizer cannot run under ptrace-like tests; everything else stays at its strictest.
+    environment = dict(os.environ, UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1", MALLOC_PERTURB_="0")
+    status = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment).returncode
+    passed = failed = skipped = 0
+    log = pathlib.Path(build, "meson-logs", f"log-{suite}.json")
+    if log.exists():
+        for line in log.read_text().splitlines():
+            record = json.loads(line)
+            if record["result"] in ("OK", "EXPECTEDFAIL"):
+                passed += 1
+            elif record["result"] == "SKIP" or record.get("returncode") == SKIPPED:
+                skipped += 1
+                print(f"SKIPPED {record['name']}: {reason(record)}", flush=True)
+            else:
+                failed += 1
+                print(f"FAILED {record['name']}: {record['result']}", flush=True)
+    if status != 0 and failed == 0:
+        print(f"FAILED suite {suite}: meson test ended with status {status}", flush=True)
+        failed += 1
+    return passed, failed, skipped
+
+
+def main():
+    runs = []
+    for argument in sys.argv[1:]:
+        if argument == "--run":
+            runs.append([])
+        elif not runs:
+            sys.exit(__doc__)
+        else:
+            runs[-1].append(argument)
+    totals = [0, 0, 0]
+    for build, *wanted in runs:
+        known = suites_of(build)
+        unknown = [s for s in wanted if s not in known]
+        if unknown and build == runs[0][0]:
+            sys.exit(f"no suite {', '.join(unknown)}; there are: {', '.join(known)}")
+        for suite in [s for s in known if not wanted or s in wanted]:
+            totals = [a + b for a, b in zip(totals, run_suite(build, suite))]
+    print(f"\n{totals[0]} passed, {totals[1]} failed, {totals[2]} skipped")
+    return 1 if totals[1] or not totals[0] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
