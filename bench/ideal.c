@@ -75,7 +75,8 @@ static void print_text(const struct model *m, const struct process *p, const str
         for (unsigned i = 0; i < RUN_BUCKETS; i++) {
                 if (t->histogram.runs[i] == 0)
                         continue;
-                (void) printf("%6u%-7s %8llu %12llu %7.1f\n", 1U << i, i == RUN_BUCKETS - 1 ? " and up" : i ? " ..." : "",
+                (void) printf("%6u%-7s %8llu %12llu %7.1f\n", 1U << i,
+                              i == RUN_BUCKETS - 1 ? " and up" : i ? " ..." : "",
                               (unsigned long long) t->histogram.runs[i], (unsigned long long) t->histogram.pages[i],
                               percent((double) t->histogram.pages[i], (double) t->duplicate));
         }
@@ -94,7 +95,8 @@ static struct json_object *totals_to_json(const struct ideal_totals *t) {
         json_object_object_add(o, "zero_pages", json_object_new_uint64(t->zero));
         json_object_object_add(o, "duplicate_pages", json_object_new_uint64(t->duplicate));
         json_object_object_add(o, "unique_pages", json_object_new_uint64(t->unique));
-        json_object_object_add(o, "saved_bytes", json_object_new_uint64((uint64_t) (t->saved_pages * KSM_PAGE_SIZE + 0.5)));
+        json_object_object_add(o, "saved_bytes",
+                               json_object_new_uint64((uint64_t) (t->saved_pages * KSM_PAGE_SIZE + 0.5)));
         json_object_object_add(o, "runs", json_object_new_uint64(t->runs));
         json_object_object_add(o, "vmas", json_object_new_uint64(t->vmas));
         json_object_object_add(o, "vmas_added", json_object_new_uint64(t->vmas_added));
@@ -144,8 +146,8 @@ static int parse_pid(const char *text) {
         return *text && !*end && pid > 0 && pid <= INT32_MAX ? (int) pid : -EINVAL;
 }
 
-static int analyse(struct process *processes, struct model_process *model_processes, size_t n, enum target_ranges ranges,
-                   bool json) {
+static int analyse(struct process *processes, struct model_process *model_processes, size_t n,
+                   enum target_ranges ranges, bool json) {
         struct model model;
         int r = model_init(&model);
 

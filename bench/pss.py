@@ -32,7 +32,8 @@ def main():
         return 64
     each = {int(pid): pss_kib(pid) for pid in pids}
     if as_json:
-        print(json.dumps({"processes": {str(p): k * 1024 for p, k in each.items()}, "total": sum(each.values()) * 1024}))
+        print(json.dumps({"processes": {str(p): k * 1024 for p, k in each.items()},
+                          "total": sum(each.values()) * 1024}))
     else:
         for pid, kib in each.items():
             print(f"{pid:8} {kib / 1024:10.1f} MiB")

@@ -1,8 +1,8 @@
 /* A process as an offline analyser sees it: its private memory, read through /proc.
  *
  * Candidates are the anonymous pages of private mappings, copies of file pages (.data, relocated constants) among them,
- * and the pages of userksm's segments (merged already). Not candidates: the kernel's zero page (it costs nothing), pages
- * of other files, swapped pages, and a page in transition (EIO; counted).
+ * and the pages of userksm's segments (merged already). Not candidates: the kernel's zero page (it costs nothing),
+ * pages of other files, swapped pages, and a page in transition (EIO; counted).
  *
  * The memory is read through /proc/PID/mem, which cannot hang on a page whose owner does not answer. The process is not
  * stopped: a page that changes meanwhile counts as it was when read. Needs the right to ptrace the process. */

@@ -1,8 +1,8 @@
 """The three ways a set of processes runs: without merging, under kernel KSM, under userksm.
 
-An engine is a context manager. Inside it: command() and environment() say how to start a program, start_merging() begins
-(programs load unmerged, so that the oracle sees them whole), own_pids() names processes whose memory must be counted
-too, summary() gives figures of its own. What an engine changes on the machine it restores on exit, whatever happened."""
+An engine is a context manager. Inside it: command() and environment() say how to start a program, start_merging()
+begins (programs load unmerged, so that the oracle sees them whole), own_pids() names processes whose memory must be
+counted too, summary() gives figures of its own. What it changes on the machine, an engine puts back on exit."""
 import json
 import os
 import pathlib
@@ -117,7 +117,8 @@ class Userksm(NoEngine):
         argv += [f"--{name.replace('_', '-')}={value}" for name, value in self.settings.items()]
         self.daemon = spawn(argv, stdout=self.log, stderr=subprocess.STDOUT)
         try:
-            wait_until(lambda: os.path.exists(self.socket) or self.daemon.poll() is not None, self.START_SECONDS, "userksmd")
+            wait_until(lambda: os.path.exists(self.socket) or self.daemon.poll() is not None, self.START_SECONDS,
+                       "userksmd")
             if self.daemon.poll() is not None:
                 text = self.read_log().strip()
                 if self.daemon.returncode == 69:

@@ -38,7 +38,8 @@ def _die_with_parent():
 def spawn(argv, env=None, **options):
     """A child that the terminal's ^C does not reach and that dies with us."""
     full = dict(os.environ, **(env or {}))
-    return subprocess.Popen([str(a) for a in argv], env=full, preexec_fn=_die_with_parent, start_new_session=True, **options)
+    return subprocess.Popen([str(a) for a in argv], env=full, preexec_fn=_die_with_parent, start_new_session=True,
+                            **options)
 
 
 def stop(processes):
@@ -68,7 +69,8 @@ def wait_until(condition, seconds, what, interval=0.05):
 
 def oracle_mib(pids, ranges):
     """What an ideal page merger would save now, in MiB, and the analyser's whole answer."""
-    out = subprocess.run([IDEAL, "--json", "--ranges", ranges, *map(str, pids)], check=True, capture_output=True, text=True)
+    out = subprocess.run([IDEAL, "--json", "--ranges", ranges, *map(str, pids)], check=True, capture_output=True,
+                         text=True)
     answer = json.loads(out.stdout)
     return answer["total"]["saved_bytes"] / 2**20, answer
 

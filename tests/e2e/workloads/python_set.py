@@ -25,10 +25,10 @@ class PythonSet:
     def start(self, engine):
         if not os.path.exists(PYTHON):
             raise Skip(f"{PYTHON} is not installed")
-        argv = [*self.prefix, PYTHON, "-I", "-S", str(WORKER)] if not self.extra else \
-               [*self.prefix, PYTHON, "-S", str(WORKER)]
+        argv = [*self.prefix, PYTHON, "-S", str(WORKER)]
         for _ in range(WORKERS):
-            self.processes.append(spawn(engine.command(argv, self.merge_any), {**engine.environment(self.merge_any), **self.extra},
+            environment = {**engine.environment(self.merge_any), **self.extra}
+            self.processes.append(spawn(engine.command(argv, self.merge_any), environment,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
         self.digests = self._answers()
         if len(set(self.digests)) != 1:
