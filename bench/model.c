@@ -128,8 +128,8 @@ static uint32_t slot_of(struct model *m, uint32_t content, uint32_t *next_slot) 
 }
 
 /* Cuts a process into runs. A VMA with k runs and g stretches of other pages between, before and behind them becomes
- * k + g VMAs. What lies before the first page and behind the last one is not known from the pages alone; a stretch behind
- * the last run is assumed. So vmas_added is 2 per run at most. */
+ * k + g VMAs. What lies before the first page and behind the last one is not known from the pages alone; a stretch
+ * behind the last run is assumed. So vmas_added is 2 per run at most. */
 static void process_runs(struct model *m, struct model_process *p, uint32_t *next_slot) {
         struct ideal_totals *t = &p->totals;
         uint64_t run_pages = 0, last_page = 0;

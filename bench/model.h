@@ -2,8 +2,8 @@
  *
  * Pages are added process by process, in address order. The ideal merger keeps one copy of each content that occurs at
  * least twice, and gives zero pages back. The runs come from the same rule as the daemon's: a content gets its slot
- * when its first page is met, so the first process that holds a stretch of duplicate pages decides the order of their slots,
- * and a run is a stretch of neighbouring pages of one VMA whose slots are consecutive. A run costs a VMA.
+ * when its first page is met, so the first process that holds a stretch of duplicate pages decides the order of their
+ * slots, and a run is a stretch of neighbouring pages of one VMA whose slots are consecutive. A run costs a VMA.
  *
  * Functions return 0 or -ENOMEM. Not thread-safe. */
 #pragma once
