@@ -1,0 +1,52 @@
+/* The index: from a hash to 32-bit ids, for contents (pages and slots of a domain) and for blocks alike.
+ *
+ * Lines of 64 bytes hold 8 entries {tag, id}; an entry's line follows from the top 32 bits of its hash (the key), the tag is
+ * bits 8..39. The index does not keep hashes: a tag that fits is a hint, the owner compares what it knows of the id.
+ *
+ * Growth is bounded: the key's first bits choose a shard, a shard grows by 1.25 and is split in two when it reaches
+ * SHARD_MAX_LINES, and each such step touches this one shard only (below 300 us). For it the owner tells keys of ids.
+ *
+ * A probe walks lines from the home line and ends at the first line with an empty entry. Deleting clears an entry; in a
+ * line without empty ones it leaves a tombstone, so that probes go on; rebuilds drop them. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "daemon/core/memory.h"
+
+struct index_entry {
+        uint32_t tag, id;
+};
+struct index_shard;
+
+struct index {
+        struct memory *memory;
+        uint32_t (*key)(void *owner, uint32_t id); /* top 32 bits of the hash of an id that is in the index */
+        void *owner;
+        struct index_shard **shards; /* 1 << depth pointers; a shard shallower than the directory appears repeatedly */
+        uint32_t depth;
+        uint64_t n_entries;
+};
+
+static inline uint32_t index_key(uint64_t hash) {
+        return (uint32_t) (hash >> 32);
+}
+static inline uint32_t index_tag(uint64_t hash) {
+        return (uint32_t) (hash >> 8);
+}
+
+void index_init(struct index *x, struct memory *m, uint32_t (*key)(void *owner, uint32_t id), void *owner);
+void index_done(struct index *x);
+/* 0 or -ENOMEM (nothing changed). The same id must not be there yet; ids below INDEX_ID_MAX. */
+#define INDEX_ID_MAX (UINT32_MAX - 2)
+int index_insert(struct index *x, uint64_t hash, uint32_t id);
+/* True when it was there. Only the key is needed. */
+bool index_remove(struct index *x, uint32_t key, uint32_t id);
+bool index_replace(struct index *x, uint32_t key, uint32_t id, uint32_t new_id);
+
+/* Calls match for each entry with the hash's tag until it returns true; returns that id or NIL. */
+uint32_t index_find(const struct index *x, uint64_t hash, bool (*match)(void *userdata, uint32_t id), void *userdata);
+/* Visits every entry (checks). */
+void index_each(const struct index *x, void (*visit)(void *userdata, struct index_entry e), void *userdata);
+uint64_t index_bytes(const struct index *x);
