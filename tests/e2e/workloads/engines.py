@@ -15,6 +15,18 @@ from measure import BUILD, Skip, cpu_seconds, spawn, stop, wait_until
 KSM = pathlib.Path("/sys/kernel/mm/ksm")
 
 
+def child_of(parent):
+    """The first child of a process, or None."""
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent:
+            return int(stat.parent.name)
+    return None
+
+
 class NoEngine:
     name = "none"
 
@@ -29,6 +41,10 @@ class NoEngine:
 
     def environment(self, merge_any):
         return {}
+
+    def pid_of(self, process, merge_any):
+        """The program's pid, given what spawn(command()) returned."""
+        return process.pid
 
     def start_merging(self):
         pass
@@ -97,7 +113,8 @@ class KernelKsm(NoEngine):
 
 
 class Userksm(NoEngine):
-    """A private daemon on a socket of its own, and the shim preloaded into every program."""
+    """A private daemon on a socket of its own. Programs run under `ksmctl run`, or, when they offer their memory by
+    themselves, with the shim preloaded."""
     name = "userksm"
     START_SECONDS = 10
 
@@ -137,11 +154,14 @@ class Userksm(NoEngine):
     def read_log(self):
         return pathlib.Path(self.log.name).read_text()
 
+    def command(self, argv, merge_any):
+        return [self.ctl_path, f"--socket={self.socket}", "run", "--quiet", "--", *argv] if merge_any else list(argv)
+
     def environment(self, merge_any):
-        out = {"USERKSM_SOCKET": self.socket, "LD_PRELOAD": str(self.shim)}
-        if merge_any:
-            out["USERKSM_MERGE_ANY"] = "1"
-        return out
+        return {} if merge_any else {"USERKSM_SOCKET": self.socket, "LD_PRELOAD": str(self.shim)}
+
+    def pid_of(self, process, merge_any):
+        return wait_until(lambda: child_of(process.pid), 10, "ksmctl run") if merge_any else process.pid
 
     def ctl(self, *arguments):
         command = [self.ctl_path, f"--socket={self.socket}", *map(str, arguments)]

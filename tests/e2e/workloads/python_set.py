@@ -23,6 +23,7 @@ class PythonSet:
         self.processes, self.digests = [], []
 
     def start(self, engine):
+        self.engine = engine
         if not os.path.exists(PYTHON):
             raise Skip(f"{PYTHON} is not installed")
         argv = [*self.prefix, PYTHON, "-S", str(WORKER)]
@@ -41,7 +42,7 @@ class PythonSet:
         return answers
 
     def pids(self):
-        return [p.pid for p in self.processes]
+        return [self.engine.pid_of(p, self.merge_any) for p in self.processes]
 
     def verify(self):
         for p in self.processes:

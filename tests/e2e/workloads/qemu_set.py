@@ -80,6 +80,7 @@ class QemuSet:
         self.processes, self.consoles = [], []
 
     def start(self, engine):
+        self.engine = engine
         qemu = shutil.which("qemu-system-x86_64")
         if not qemu:
             raise Skip("qemu-system-x86_64 is not installed")
@@ -119,7 +120,7 @@ class QemuSet:
         return last
 
     def pids(self):
-        return [p.pid for p in self.processes]
+        return [self.engine.pid_of(p, self.merge_any) for p in self.processes]
 
     def verify(self):
         """Two more whole rounds in every guest, begun and ended after now."""

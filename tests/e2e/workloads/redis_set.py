@@ -63,6 +63,7 @@ class RedisSet:
         self.generation = {}
 
     def start(self, engine):
+        self.engine = engine
         self.directory = tempfile.mkdtemp(prefix="userksm-redis-")
         redis = self._program()
         paths = [os.path.join(self.directory, f"{n}.sock") for n in range(self.n_servers)]
@@ -97,7 +98,7 @@ class RedisSet:
             return None
 
     def pids(self):
-        return [p.pid for p in self.processes]
+        return [self.engine.pid_of(p, self.merge_any) for p in self.processes]
 
     def _write(self, indexes, generation):
         indexes = list(indexes)
