@@ -136,7 +136,10 @@ int agent_start(const char *socket_path, unsigned flags) {
                 set_state(AGENT_NONE);
                 return r;
         }
-        agent_note_objects();
+        /* A forked child has inherited them; ld.so's lock may be held for ever there. */
+        if (!control.objects_noted)
+                agent_note_objects();
+        control.objects_noted = true;
         pthread_once(&atfork_once, fork_register);
         r = create_thread();
         if (r < 0) {
@@ -312,6 +315,9 @@ static int serve(struct agent *a, struct request *r) {
         case REQUEST_SUSPEND:
                 a->suspended = r->start;
                 return 0;
+        case REQUEST_UNSHARE:
+                freeze_unshare_plain(a);
+                return 0;
         case REQUEST_FORK:
                 events_prepare_fork(a);
                 return 0;
@@ -439,7 +445,7 @@ void agent_reset_in_child(void) {
         struct agent *a = &agent;
         struct rangeset ranges = a->ranges, found = a->found, excluded = a->excluded, dontfork = a->dontfork;
         uint32_t flags = a->flags;
-        bool suspended = a->suspended;
+        bool suspended = a->suspended, special_known = a->special_known;
         own_free(a->segments.v, a->segments.capacity * sizeof(*a->segments.v));
         own_free(a->expected, BLOCK_BYTES);
         own_free(a->text, TEXT_BUFFER_BYTES);
@@ -447,7 +453,8 @@ void agent_reset_in_child(void) {
         own_free(a->watch.stack, WATCH_STACK_BYTES);
         own_free(control.stack, AGENT_STACK_BYTES);
         *a = (struct agent) { .ranges = ranges, .found = found, .excluded = excluded, .dontfork = dontfork,
-                              .flags = flags, .merge_any = flags & HELLO_MERGE_ANY, .suspended = suspended };
+                              .flags = flags, .merge_any = flags & HELLO_MERGE_ANY, .suspended = suspended,
+                              .special_known = special_known };
         control.stack = NULL;
         mailbox_fork_child();
 }

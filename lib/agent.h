@@ -15,6 +15,8 @@
 int agent_start(const char *socket_path, unsigned flags);
 /* True when an agent thread runs in this process (false again in a forked child until it has its own). */
 bool agent_running(void);
+/* True when the agent hears discards (it has userfaultfds): false until a daemon was met once in this process. */
+bool agent_has_contexts(void);
 /* In a forked child of a process that had an agent: starts the child's. Called by wrappers at their entry, outside of
  * every lock; two loads when there is nothing to do. */
 void agent_ensure_after_fork(void);
@@ -67,6 +69,6 @@ void agent_note_stack(uint64_t start, uint64_t length);
  * does this to guest memory. Async, inside the lock. */
 void agent_note_dontfork(uint64_t start, uint64_t length, bool dontfork);
 
-/* In a forked child without an agent: make [start, start + length) read as zeros where it is merged (what
+/* In a forked child whose agent has no contexts (yet): make [start, start + length) read as zeros where it is merged (what
  * MADV_DONTNEED must do); inside the mapping lock. 0 or -errno. No-op where nothing is merged. */
 int agent_discard_local(uint64_t start, uint64_t length);

@@ -115,12 +115,13 @@ void agent_note_dontfork(uint64_t start, uint64_t length, bool dontfork) {
         note(dontfork ? NOTE_DONTFORK : NOTE_DOFORK, start, length);
 }
 
-/* Without an agent there is no fd to ask the kernel through, but books inherited over a fork are right: the parent's agent
- * was at rest, and what the child unmapped since went through agent_note_unmapped. */
+/* Until its agent has contexts nobody hears a discard in a forked child. There is no fd to ask the kernel through, but books
+ * inherited over a fork are right: the parent's agent was at rest, and what the child unmapped since went through
+ * agent_note_unmapped. */
 int agent_discard_local(uint64_t start, uint64_t length) {
         struct book_walk w = { .start = start, .end = start + length };
         uint64_t block, mask;
-        if (agent_running())
+        if (agent_running() && agent_has_contexts())
                 return 0;
         while (book_walk_next(&w, &block, &mask)) {
                 for (uint64_t m = mask; m; m &= m - 1) {

@@ -21,8 +21,8 @@ void registry_forget(struct agent *a, uint64_t start, uint64_t end); /* unmapped
 void registry_move(struct agent *a, uint64_t start, uint64_t end, uint64_t to, uint64_t to_end); /* mremap */
 int registry_retrack(struct agent *a);
 /* Adds what is eligible of the VMA's part in [start, end). */
-int registry_add_vma(struct agent *a, const struct vma *v, const struct rangeset *forbidden, uint64_t start,
-                     uint64_t end);
+int registry_add_vma(struct agent *a, const struct vma *v, uint64_t start, uint64_t end);
+int registry_read_special(struct agent *a);
 
 /* discover.c: merge-any */
 void discover_step(struct agent *a, uint64_t now);

@@ -12,21 +12,8 @@
 #define DISCOVER_PERIOD_USEC 1000000U
 /* Even when the size stands still, mappings may have been exchanged. */
 #define DISCOVER_WALK_USEC 10000000U
-/* A walk that finds something new reads smaps: it takes at most this share of the time. */
+/* A walk that finds something new may read smaps: it takes at most this share of the time. */
 #define DISCOVER_COST_FACTOR 20U
-
-struct found_special {
-        struct agent *a;
-        struct rangeset forbidden;
-};
-
-static void on_special(void *userdata, uint64_t start, uint64_t end, unsigned special) {
-        struct found_special *f = userdata;
-        if (special & VMA_FORBIDDEN)
-                (void) rangeset_add(&f->forbidden, start, end);
-        if (special & VMA_DONTFORK)
-                (void) rangeset_add(&f->a->dontfork, start, end);
-}
 
 /* A stack of a thread that libc made for itself (the others are noted by the shim): a guard of one page right below. */
 static bool looks_like_stack(const struct vma *before, const struct vma *v) {
@@ -62,7 +49,7 @@ static uint32_t walk(struct agent *a, void (*f)(struct agent *, const struct vma
         struct vma before = { 0 }, v;
         uint32_t n = 0;
         for (uint64_t at = 0; vma_query(a->maps_fd, at, true, &v) == 0; at = v.end, before = v, n++) {
-                if (!vma_is_candidate(&v) || covered(a, v.start, v.end))
+                if (!vma_is_candidate(&v) || own_holds(v.start) || covered(a, v.start, v.end))
                         continue;
                 if (looks_like_stack(&before, &v)) {
                         (void) rangeset_add(&a->excluded, v.start, v.end);
@@ -78,8 +65,7 @@ static void count_new(struct agent *a, const struct vma *v, void *userdata) {
 }
 
 static void add_new(struct agent *a, const struct vma *v, void *userdata) {
-        struct found_special *f = userdata;
-        (void) registry_add_vma(a, v, &f->forbidden, v->start, v->end);
+        (void) registry_add_vma(a, v, v->start, v->end);
         (void) rangeset_add(&a->found, v->start, v->end);
 }
 
@@ -106,10 +92,8 @@ void discover_step(struct agent *a, uint64_t now) {
         a->figures.n_vmas = walk(a, count_new, &n_new);
         if (!n_new)
                 return;
-        struct found_special f = { .a = a };
-        if (vma_each_special(a->smaps_fd, a->text, TEXT_BUFFER_BYTES, on_special, &f) == 0)
-                (void) walk(a, add_new, &f);
-        rangeset_clear(&f.forbidden);
+        if (registry_read_special(a) == 0)
+                (void) walk(a, add_new, NULL);
         uint64_t cost = now_usec() - now;
         a->discover_at_usec = MAX(a->discover_at_usec, now + cost * DISCOVER_COST_FACTOR);
 }

@@ -20,8 +20,8 @@
 
 /* An agent that does not answer this long is broken; the fork goes on. */
 #define FORK_ANSWER_USEC 2000000U
-/* How long a child with inherited merged pages waits for its agent to watch them. A daemon that is there answers in one
- * millisecond; without one, raw discards in the child would not be heard, and waiting does not help. */
+/* How long a child with inherited merged pages waits for its agent to watch them. A daemon that is there answers in a few
+ * milliseconds. Without one discards in the child would not be heard: then it gets plain copies of its merged pages. */
 #define CHILD_READY_USEC 100000U
 
 /* A child of a fork that ran no handler (_Fork, raw clone) must not believe that it has an agent. In a vfork child the page
@@ -105,6 +105,10 @@ void control_leave(struct agent_control *c) {
                 (void) sys_futex_wake(&c->gate, INT32_MAX);
 }
 
+bool agent_has_contexts(void) {
+        return atomic_load(&agent_control()->ready);
+}
+
 void control_ready(struct agent_control *c) {
         atomic_store(&c->ready, 1);
         (void) sys_futex_wake(&c->ready, INT32_MAX);
@@ -124,6 +128,10 @@ void agent_ensure_after_fork(void) {
                 while (!atomic_load(&c->ready) && now_usec() < deadline) {
                         const struct timespec ts = { .tv_nsec = 1000000 };
                         (void) sys_futex_wait(&c->ready, 0, &ts);
+                }
+                if (!atomic_load(&c->ready)) {
+                        struct request r = { .kind = REQUEST_UNSHARE };
+                        (void) mailbox_call(&r, 0);
                 }
         }
         errno = saved;

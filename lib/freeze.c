@@ -184,3 +184,35 @@ void freeze_restore(struct transition *t, uint64_t asked) {
                 merged &= ~run_bits(i, n);
         }
 }
+
+static bool copy_plain(struct agent *a, uint64_t start, uint64_t length, const struct vma *v) {
+        long copy = sys_mmap(0, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (sys_is_error(copy))
+                return false;
+        if (sys_pread(a->mem_fd, (void *) copy, length, start) == (long) length &&
+            sys_mprotect((uint64_t) copy, length, prot_of(v)) == 0 &&
+            !sys_is_error(move_over(a, (uint64_t) copy, length, start)))
+                return true;
+        (void) sys_munmap((uint64_t) copy, length);
+        return false;
+}
+
+void freeze_unshare_plain(struct agent *a) {
+        struct book_walk w = { .start = 0, .end = UINT64_MAX };
+        uint64_t block, mask;
+        while (!a->contexts_open && book_walk_next(&w, &block, &mask)) {
+                struct book_block *b = book_find(block);
+                uint64_t base = block << (BLOCK_SHIFT + KSM_PAGE_SHIFT);
+                for (unsigned i = 0, n; next_run(mask, &i, &n); i += n) {
+                        struct vma v;
+                        uint64_t start = page_address(base, i);
+                        if (vma_query(a->maps_fd, start, false, &v) < 0 || !v.segment) {
+                                n = 1;
+                                continue;
+                        }
+                        n = MIN(n, (unsigned) ((v.end - start) >> KSM_PAGE_SHIFT));
+                        if (copy_plain(a, start, (uint64_t) n << KSM_PAGE_SHIFT, &v))
+                                b->merged &= ~run_bits(i, n);
+                }
+        }
+}

@@ -31,6 +31,7 @@ enum request_kind {
         REQUEST_RELEASE,
         REQUEST_MERGE_ANY, /* start: 1 on, 0 off */
         REQUEST_SUSPEND,   /* start: 1 on, 0 off */
+        REQUEST_UNSHARE,   /* a forked child without a daemon: plain copies of all merged pages */
         REQUEST_FORK,      /* prepare: removed pages get their zeros */
 };
 

@@ -7,27 +7,23 @@
 #include "lib/transition.h"
 #include "lib/vma.h"
 
-/* The ineligible parts of [start, end), by attributes that only smaps shows. */
-struct special_filter {
-        struct agent *a;
-        uint64_t start, end;
-        struct rangeset forbidden;
-        int error;
-};
-
 static void on_special(void *userdata, uint64_t start, uint64_t end, unsigned special) {
-        struct special_filter *f = userdata;
-        start = MAX(start, f->start);
-        end = MIN(end, f->end);
-        if (start >= end)
-                return;
-        int r = 0;
+        struct agent *a = userdata;
         if (special & VMA_FORBIDDEN)
-                r = rangeset_add(&f->forbidden, start, end);
-        if (r == 0 && special & VMA_DONTFORK)
-                r = rangeset_add(&f->a->dontfork, start, end);
-        if (r < 0)
-                f->error = r;
+                (void) rangeset_add(&a->excluded, start, end);
+        if (special & VMA_DONTFORK)
+                (void) rangeset_add(&a->dontfork, start, end);
+}
+
+/* Attributes that only smaps shows: what forbids merging becomes excluded. Under the shim this is read once: every later change
+ * passes through its wrappers. The price is a walk of all page tables. */
+int registry_read_special(struct agent *a) {
+        if (a->special_known)
+                return 0;
+        int r = vma_each_special(a->smaps_fd, a->text, TEXT_BUFFER_BYTES, on_special, a);
+        if (r == 0 && a->flags & HELLO_SHIM)
+                a->special_known = true;
+        return r;
 }
 
 /* A memory policy of its own (mbind) would be lost. The task's policy, which VMAs without one report, is fine. */
@@ -36,12 +32,6 @@ static bool has_own_policy(uint64_t address) {
         (void) sys_call(SYS_get_mempolicy, (long) &of_task, 0, 0, 0, 0, 0);
         long r = sys_call(SYS_get_mempolicy, (long) &of_vma, 0, 0, (long) address, 2 /* MPOL_F_ADDR */, 0);
         return r == 0 && of_vma != of_task;
-}
-
-static int filter_special(struct agent *a, uint64_t start, uint64_t end, struct special_filter *f) {
-        *f = (struct special_filter) { .a = a, .start = start, .end = end };
-        int r = vma_each_special(a->smaps_fd, a->text, TEXT_BUFFER_BYTES, on_special, f);
-        return r < 0 ? r : f->error;
 }
 
 int agent_track(struct agent *a, uint64_t start, uint64_t end) {
@@ -90,12 +80,8 @@ static int check_strict(struct agent *a, uint64_t start, uint64_t end) {
                         return -EPERM;
                 at = v.end;
         }
-        struct special_filter f;
-        int r = filter_special(a, start, end, &f);
-        if (r == 0 && (f.forbidden.n || rangeset_overlaps(&a->excluded, start, end)))
-                r = -EPERM;
-        rangeset_clear(&f.forbidden);
-        return r;
+        int r = registry_read_special(a);
+        return r < 0 ? r : rangeset_overlaps(&a->excluded, start, end) ? -EPERM : 0;
 }
 
 static int add_piece(struct agent *a, uint64_t start, uint64_t end) {
@@ -113,11 +99,11 @@ static int add_piece(struct agent *a, uint64_t start, uint64_t end) {
 }
 
 /* Registers what is eligible of one VMA's part; the rest is skipped. */
-static int add_eligible(struct agent *a, uint64_t start, uint64_t end, const struct rangeset *forbidden) {
+static int add_eligible(struct agent *a, uint64_t start, uint64_t end) {
         int result = 0;
         for (uint64_t at = start; at < end;) {
                 uint64_t stop = end;
-                const struct rangeset *sets[] = { forbidden, &a->excluded, &a->ranges };
+                const struct rangeset *sets[] = { &a->excluded, &a->ranges };
                 for (unsigned i = 0; i < ARRAY_SIZE(sets); i++) {
                         const struct interval *x = rangeset_from(sets[i], at);
                         if (!x || x->start >= end)
@@ -139,11 +125,10 @@ static int add_eligible(struct agent *a, uint64_t start, uint64_t end, const str
         return result;
 }
 
-int registry_add_vma(struct agent *a, const struct vma *v, const struct rangeset *forbidden, uint64_t start,
-                     uint64_t end) {
-        if (!vma_is_candidate(v) || has_own_policy(v->start))
+int registry_add_vma(struct agent *a, const struct vma *v, uint64_t start, uint64_t end) {
+        if (!vma_is_candidate(v) || own_holds(v->start) || has_own_policy(v->start))
                 return 0;
-        return add_eligible(a, MAX(start, v->start), MIN(end, v->end), forbidden);
+        return add_eligible(a, MAX(start, v->start), MIN(end, v->end));
 }
 
 int registry_register(struct agent *a, uint64_t start, uint64_t end, bool strict) {
@@ -151,13 +136,11 @@ int registry_register(struct agent *a, uint64_t start, uint64_t end, bool strict
                 int r = check_strict(a, start, end);
                 return r < 0 ? r : add_piece(a, start, end);
         }
-        struct special_filter f;
-        int r = filter_special(a, start, end, &f);
+        int r = registry_read_special(a);
         struct vma v;
         for (uint64_t at = start; r == 0 && at < end && vma_query(a->maps_fd, at, true, &v) == 0 && v.start < end;
              at = v.end)
-                r = registry_add_vma(a, &v, &f.forbidden, start, end);
-        rangeset_clear(&f.forbidden);
+                r = registry_add_vma(a, &v, start, end);
         return r;
 }
 

@@ -52,6 +52,7 @@ struct agent {
         uint64_t discover_at_usec, walk_at_usec, last_vm_pages;
 
         uint64_t exits_before_read; /* of brackets, before events were read: see note_discard */
+        bool special_known; /* smaps was read, and the shim tells every change of attributes since */
         bool raw;       /* the program changes mappings without libc: no transition from now on */
         bool suspended; /* mlockall */
         bool retrack;   /* a range could not be put back under tracking: do it again soon */

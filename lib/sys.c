@@ -1,5 +1,7 @@
 #include "lib/sys.h"
 
+#include <stdatomic.h>
+
 uint64_t now_usec(void) {
         struct timespec ts;
         clock_gettime(CLOCK_MONOTONIC, &ts);
@@ -12,11 +14,37 @@ uint64_t thread_cpu_usec(void) {
         return (uint64_t) ts.tv_sec * 1000000 + (uint64_t) ts.tv_nsec / 1000;
 }
 
+/* The agent holds a dozen regions: stacks, buffers, books. */
+#define OWN_REGIONS 64U
+
+static struct {
+        _Atomic uint64_t start, end; /* start 0: free; end 0: being filled */
+} regions[OWN_REGIONS];
+
+static bool region_add(uint64_t start, uint64_t end) {
+        for (unsigned i = 0; i < OWN_REGIONS; i++) {
+                uint64_t expected = 0;
+                if (atomic_compare_exchange_strong(&regions[i].start, &expected, start)) {
+                        atomic_store(&regions[i].end, end);
+                        return true;
+                }
+        }
+        return false;
+}
+
+bool own_holds(uint64_t address) {
+        for (unsigned i = 0; i < OWN_REGIONS; i++)
+                if (atomic_load(&regions[i].start) <= address && address < atomic_load(&regions[i].end))
+                        return true;
+        return false;
+}
+
 void *own_alloc(size_t length) {
         long p = sys_mmap(0, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (sys_is_error(p))
                 return NULL;
-        if (sys_madvise((uint64_t) p, length, MADV_DONTDUMP) < 0) {
+        if (sys_madvise((uint64_t) p, length, MADV_DONTDUMP) < 0 ||
+            !region_add((uint64_t) p, (uint64_t) p + length)) {
                 sys_munmap((uint64_t) p, length);
                 return NULL;
         }
@@ -24,6 +52,12 @@ void *own_alloc(size_t length) {
 }
 
 void own_free(void *p, size_t length) {
-        if (p)
-                sys_munmap((uint64_t) p, length);
+        if (!p)
+                return;
+        sys_munmap((uint64_t) p, length);
+        for (unsigned i = 0; i < OWN_REGIONS; i++)
+                if (atomic_load(&regions[i].start) == (uint64_t) p) {
+                        atomic_store(&regions[i].end, 0);
+                        atomic_store(&regions[i].start, 0);
+                }
 }

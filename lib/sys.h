@@ -4,6 +4,7 @@
  * function returns the result or -errno and does not touch errno. */
 #pragma once
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/mman.h>
@@ -84,7 +85,9 @@ static inline long sys_yield(void) {
 uint64_t now_usec(void);        /* CLOCK_MONOTONIC */
 uint64_t thread_cpu_usec(void); /* CPU time of the calling thread */
 
-/* Memory of the agent: anonymous, zeroed, never merged (MADV_DONTDUMP keeps it from fusing with the program's mappings and
- * marks it ineligible), inherited by fork. NULL when there is none. */
+/* Memory of the agent: anonymous, zeroed, never merged, inherited by fork. MADV_DONTDUMP keeps it from fusing with the
+ * program's mappings. NULL when there is none. Any thread. */
 void *own_alloc(size_t length);
 void own_free(void *p, size_t length);
+/* True when the address lies in memory of own_alloc. */
+bool own_holds(uint64_t address);

@@ -50,3 +50,6 @@ static inline uint64_t page_address(uint64_t base, unsigned i) {
 
 void hole_apply(struct transition *t, uint32_t kind, const struct extent_element *extents, uint32_t n, uint64_t asked);
 void freeze_restore(struct transition *t, uint64_t asked);
+/* All merged pages become plain copies, without guards: only in a forked child that still has one thread and has no contexts. Its
+ * pages are not pinned (fork copies pinned pages). */
+void freeze_unshare_plain(struct agent *a);
