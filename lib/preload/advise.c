@@ -66,12 +66,12 @@ static bool may_hold_merged(const struct span *span) {
         return any;
 }
 
-/* Replaces the merged part by memory that reads as zeros. With an agent: it learns of the range from the kernel before the
- * pages go, and answers the next access. A forked child without one does it by itself. */
+/* With an agent: it learns of the range from the kernel before the pages go, and answers the next access with zeros. A forked
+ * child without one replaces the merged part by itself. */
 static int advise_dontneed(void *addr, size_t length, int advice, const struct span *span) {
         enter();
         int r = REAL(madvise)(addr, length, advice);
-        if (r == 0 && !agent_running()) {
+        if (r == 0) {
                 int saved = errno;
                 int discarded = agent_discard_local(span->start, span->end - span->start);
                 if (discarded < 0)

@@ -121,6 +121,15 @@ static long excluded_by_number(long nr, const unsigned long a[6]) {
         return r;
 }
 
+#ifdef SYS_fork
+#define FORK_NUMBERS(X)                             \
+        X(SYS_fork, fork_by_number(SYS_fork, a))    \
+        X(SYS_clone, fork_by_number(SYS_clone, a))  \
+        X(SYS_clone3, fork_by_number(SYS_clone3, a))
+#else /* aarch64 has no fork; its syscall() is a C function, which clone by number does not go through (below) */
+#define FORK_NUMBERS(X)
+#endif
+
 /* Every number that goes to a wrapper. */
 #define ROUTED_NUMBERS(X)                                                                                             \
         X(SYS_mmap, (long) mmap((void *) a[0], a[1], (int) a[2], (int) a[3], (int) a[4], (off_t) a[5]))               \
@@ -141,13 +150,20 @@ static long excluded_by_number(long nr, const unsigned long a[6]) {
         X(SYS_prctl, prctl((int) a[0], a[1], a[2], a[3], a[4]))                                                       \
         X(SYS_mbind, excluded_by_number(SYS_mbind, a))                                                                \
         X(SYS_set_mempolicy_home_node, excluded_by_number(SYS_set_mempolicy_home_node, a))                            \
-        X(SYS_mseal, excluded_by_number(SYS_mseal, a))
+        X(SYS_mseal, excluded_by_number(SYS_mseal, a))                                                                \
+        FORK_NUMBERS(X)
 
 /* -- routing --------------------------------------------------------------------------------------------------- */
 
 #define ROUTED_LIMIT 512
 
-/* One byte a number; filled at the constructor (before it there is no agent to keep away). */
+/* One byte a number, enum route; filled at the constructor (before it there is no agent to keep away). */
+enum route {
+        ROUTE_NOT = 0,
+        ROUTE_ALWAYS = 1,
+        ROUTE_CLONE = 2,  /* only without CLONE_VM and without a stack: as fork */
+        ROUTE_CLONE3 = 3, /* the same, in struct clone_args */
+};
 extern uint8_t shim_syscall_is_routed[ROUTED_LIMIT];
 extern void *shim_syscall_real;
 uint8_t shim_syscall_is_routed[ROUTED_LIMIT];
@@ -173,9 +189,13 @@ __attribute__((used)) long shim_syscall_routed(long nr, unsigned long a0, unsign
 void syscall_route_init(void) {
 #define X(number, call)                                                                  \
         _Static_assert((number) < ROUTED_LIMIT, "a system call number beyond the table"); \
-        shim_syscall_is_routed[number] = 1;
+        shim_syscall_is_routed[number] = ROUTE_ALWAYS;
         ROUTED_NUMBERS(X)
 #undef X
+#ifdef SYS_fork
+        shim_syscall_is_routed[SYS_clone] = ROUTE_CLONE;
+        shim_syscall_is_routed[SYS_clone3] = ROUTE_CLONE3;
+#endif
         shim_syscall_real = real_get(REAL_ID_syscall);
 }
 
@@ -192,14 +212,30 @@ __asm__(".text\n"
         "       cmpq    $512, %rdi\n"
         "       jae     1f\n"
         "       leaq    shim_syscall_is_routed(%rip), %r11\n"
-        "       cmpb    $0, (%r11, %rdi)\n"
-        "       jne     shim_syscall_routed\n"
+        "       movzbl  (%r11, %rdi), %r11d\n"
+        "       testl   %r11d, %r11d\n"
+        "       je      1f\n"
+        "       cmpl    $2, %r11d\n"
+        "       jb      shim_syscall_routed\n"
+        "       je      2f\n"
+        "       testq   %rsi, %rsi\n" /* clone3(args): flags at 0, stack at 40 */
+        "       je      1f\n"
+        "       testl   $0x100, (%rsi)\n" /* CLONE_VM */
+        "       jne     1f\n"
+        "       cmpq    $0, 40(%rsi)\n"
+        "       je      shim_syscall_routed\n"
+        "       jmp     1f\n"
+        "2:     testl   $0x100, %esi\n" /* clone(flags, stack) */
+        "       jne     1f\n"
+        "       testq   %rdx, %rdx\n"
+        "       je      shim_syscall_routed\n"
         "1:     movq    shim_syscall_real(%rip), %r11\n"
         "       testq   %r11, %r11\n"
         "       je      shim_syscall_routed\n"
         "       jmp     *%r11\n"
         "       .cfi_endproc\n"
         ".size syscall, . - syscall\n");
+_Static_assert(ROUTE_ALWAYS == 1 && ROUTE_CLONE == 2 && ROUTED_LIMIT == 512, "numbers of the code above");
 #else
 SHIM_EXPORT long syscall(long nr, ...) {
         unsigned long a[6];

@@ -68,7 +68,9 @@
         X(posix_spawnp, int,                                                                                          \
           (pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *, char *const[],       \
            char *const[]))                                                                                            \
-        X(dlclose, int, (void *))
+        X(dlclose, int, (void *))                                                                                     \
+        X(_Fork, pid_t, (void))                                                                                       \
+        X(clone, int, (int (*)(void *), void *, int, void *, ...))
 
 struct iovec;
 
@@ -167,6 +169,9 @@ static inline void note_unmapped(uint64_t start, uint64_t end) {
 bool shim_enabled(void);
 /* Starts the agent if it does not run; merge_any: discovery too. 0 or -errno. */
 int shim_start_agent(bool merge_any);
+
+/* fork, and clone without CLONE_VM and without a stack, by number (fork.c). */
+long fork_by_number(long nr, const unsigned long a[6]);
 
 /* Fills the table by which syscall() finds the wrappers (control.c). */
 void syscall_route_init(void);

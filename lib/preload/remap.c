@@ -113,15 +113,16 @@ static uint64_t remap_in_pieces(const struct remap *r) {
         return result;
 }
 
-/* Inside the lock, after success. */
+/* Inside the lock, after success. Growth in place is a move onto itself; registration travels, as VM_MERGEABLE does. */
 static void note_remapped(const struct remap *r, uint64_t result) {
-        if (result != r->old) {
-                note_unmapped(result, result + r->new_bytes);
-                if (!(r->flags & MREMAP_DONTUNMAP))
-                        note_unmapped(r->old, r->old + r->old_bytes);
-        } else if (r->new_bytes < r->old_bytes) {
+        if (result == r->old && r->new_bytes < r->old_bytes) {
                 note_unmapped(r->old + r->new_bytes, r->old + r->old_bytes);
+                return;
         }
+        if (result != r->old)
+                note_unmapped(result, result + r->new_bytes);
+        if (r->old_bytes && !(r->flags & MREMAP_DONTUNMAP))
+                agent_note_moved(r->old, r->old_bytes, result, r->new_bytes);
 }
 
 static uint64_t remap_locked(const struct remap *r) {
