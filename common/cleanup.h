@@ -49,6 +49,9 @@ static inline int take_fd(int *fd) {
 }
 
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
+/* <sys/param.h>, which <uv.h> includes, has versions that evaluate their arguments twice. */
+#undef MIN
+#undef MAX
 #define MIN(a, b)                                           \
         ({                                                  \
                 __typeof__(a) _a = (a);                     \

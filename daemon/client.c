@@ -1,0 +1,368 @@
+#include "daemon/client.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "daemon/session.h"
+
+/* The core repeats the protocol's values because it may not include it. */
+_Static_assert((int) CORE_APPLY_MERGE == (int) APPLY_MERGE && (int) CORE_APPLY_ZERO == (int) APPLY_ZERO &&
+               (int) CORE_APPLY_RESTORE == (int) APPLY_RESTORE, "apply kinds");
+_Static_assert((int) CORE_NOT_ASKED == (int) APPLY_NOT_ASKED && (int) CORE_OK == (int) APPLY_OK &&
+               (int) CORE_CHANGED == (int) APPLY_CHANGED &&
+               (int) CORE_PINNED_OR_FORKED == (int) APPLY_PINNED_OR_FORKED &&
+               (int) CORE_VMA_GONE == (int) APPLY_VMA_GONE && (int) CORE_BUDGET == (int) APPLY_BUDGET &&
+               (int) CORE_BUSY == (int) APPLY_BUSY && (int) CORE_ERROR == (int) APPLY_ERROR, "apply statuses");
+_Static_assert(ARRAY_SIZE(((struct core_apply *) 0)->extents) == 64, "an apply fits one frame");
+
+static void violation(struct client *c, const char *what) {
+        char text[128];
+        (void) snprintf(text, sizeof(text), "protocol violation: %s", what);
+        session_close(c->session, LOG_WARNING, text);
+}
+
+/* -- the core's answer to what it hands out -------------------------------------------------------------------------- */
+
+static void set_parked(struct client *c, bool parked) {
+        if (c->parked == parked)
+                return;
+        c->parked = parked;
+        log_debug("client pid %d uid %u %s", (int) c->session->peer.pid, c->session->peer.uid,
+                  parked ? "does not answer, parked" : "answers again");
+        core_client_park(c->manager->core, c->id, parked || c->raw);
+}
+
+/* The slot of id in the sorted array, or where it belongs. */
+static uint32_t segment_position(const struct client *c, uint32_t id) {
+        uint32_t low = 0, high = c->n_segments;
+        while (low < high) {
+                uint32_t middle = low + (high - low) / 2;
+                if (c->segments[middle] < id)
+                        low = middle + 1;
+                else
+                        high = middle;
+        }
+        return low;
+}
+
+static bool knows_segment(const struct client *c, uint32_t id) {
+        uint32_t i = segment_position(c, id);
+        return i < c->n_segments && c->segments[i] == id;
+}
+
+static int send_segment(struct client *c, uint32_t id) {
+        if (knows_segment(c, id))
+                return 0;
+        struct store_segment *s = store_segment_find(&c->manager->store, id);
+        if (!s || s->domain != c->domain) /* I4: never across domains, whatever the core says */
+                return -ENOENT;
+        if (c->n_segments == c->segments_capacity) {
+                uint32_t capacity = c->segments_capacity ? 2 * c->segments_capacity : 16;
+                uint32_t *bigger = realloc(c->segments, capacity * sizeof(*bigger));
+                if (!bigger)
+                        return -ENOMEM;
+                c->segments = bigger;
+                c->segments_capacity = capacity;
+        }
+        struct msg_segment body = { .segment = id, .n_slots = s->segment->n_slots };
+        int r = session_send(c->session, MSG_SEGMENT, &body, NULL, 0, s->segment->client_fd);
+        if (r < 0)
+                return r;
+        uint32_t i = segment_position(c, id);
+        memmove(c->segments + i + 1, c->segments + i, (c->n_segments - i) * sizeof(*c->segments));
+        c->segments[i] = id;
+        c->n_segments++;
+        return 0;
+}
+
+void client_drop_segment(struct manager *m, uint32_t segment) {
+        struct msg_segment_drop body = { .segment = segment };
+        for (struct session *s = m->sessions, *next; s; s = next) {
+                next = s->next;
+                struct client *c = s->client;
+                if (!c || !knows_segment(c, segment))
+                        continue;
+                uint32_t i = segment_position(c, segment);
+                c->n_segments--;
+                memmove(c->segments + i, c->segments + i + 1, (c->n_segments - i) * sizeof(*c->segments));
+                (void) session_send(s, MSG_SEGMENT_DROP, &body, NULL, 0, -1);
+        }
+}
+
+/* The client may be freed in here when its connection fails; then client_free has answered the core for `op`, if it was in
+ * the list already. */
+static int try_apply(struct client *c, const struct core_apply *apply, uint64_t now) {
+        struct extent_element elements[ARRAY_SIZE(apply->extents)];
+        struct msg_apply body = { .op = apply->op, .kind = (uint32_t) apply->kind };
+        if (c->n_applies == CLIENT_APPLY_WINDOW)
+                return -EAGAIN;
+        for (uint32_t i = 0; i < apply->n_extents; i++) {
+                const struct core_extent *e = &apply->extents[i];
+                bool merge = apply->kind == CORE_APPLY_MERGE;
+                elements[i] = (struct extent_element){
+                        .page = e->page,
+                        .n_pages = e->n_pages,
+                        .segment = merge ? e->segment : 0,
+                        .slot = merge ? e->slot : 0,
+                };
+                int r = merge ? send_segment(c, e->segment) : 0;
+                if (r < 0)
+                        return r;
+        }
+        int r = session_send(c->session, MSG_APPLY, &body, elements, apply->n_extents, -1);
+        if (r == 0)
+                c->applies[c->n_applies++] = (struct client_apply){ apply->op, now };
+        return r;
+}
+
+void client_apply(struct manager *m, const struct core_apply *apply, uint64_t now) {
+        static const uint8_t nothing_done[64];
+        struct client *c = client_find(m, apply->client);
+        int r = c ? try_apply(c, apply, now) : -ESRCH;
+        if (r < 0)
+                core_apply_done(m->core, apply->op, now, nothing_done, r);
+}
+
+void client_merge_done(struct session *s, uint64_t agent_cookie, uint64_t saved_bytes, int error) {
+        struct msg_merge_done body = { .cookie = agent_cookie, .saved_bytes = saved_bytes, .error = error };
+        if (s->client)
+                s->client->n_merges--;
+        (void) session_send(s, MSG_MERGE_DONE, &body, NULL, 0, -1);
+}
+
+/* -- life ------------------------------------------------------------------------------------------------------------ */
+
+struct client *client_find(struct manager *m, uint32_t id) {
+        return idmap_get(&m->clients, id);
+}
+
+static int register_client(struct client *c, const struct msg_hello *hello) {
+        struct manager *m = c->manager;
+        struct session *s = c->session;
+        char key[PEER_KEY_BYTES];
+        uint32_t domain;
+        size_t size = peer_domain_key(s->fd, &s->peer, s->serial, key);
+        int r = core_domain(m->core, key, size, &domain);
+        if (r < 0)
+                return r;
+        r = store_domain_ref(&m->store, domain, &c->domain);
+        if (r < 0)
+                return r;
+        const struct core_client_config config = { .max_map_count = hello->max_map_count, .n_vmas = hello->n_vmas };
+        r = core_client_add(m->core, domain, &config, &c->id);
+        if (r < 0)
+                return r;
+        r = idmap_put(&m->clients, c->id, c);
+        if (r < 0) {
+                core_client_gone(m->core, c->id);
+                return r;
+        }
+        m->n_clients++;
+        return 0;
+}
+
+void client_hello(struct session *s, struct channel_message *message) {
+        struct manager *m = s->manager;
+        const struct msg_hello *hello = message->frame.body;
+        const char *reason;
+        if (hello->page_size != KSM_PAGE_SIZE) {
+                session_refuse(s, EINVAL, "page size is not 4096");
+                return;
+        }
+        if (peer_check_eligible(&s->peer, &reason) < 0) {
+                session_refuse(s, EPERM, reason);
+                return;
+        }
+        struct client *c = calloc(1, sizeof(*c));
+        if (!c) {
+                session_refuse(s, ENOMEM, "out of memory");
+                return;
+        }
+        *c = (struct client){ .manager = m, .session = s, .flags = hello->flags, .heard_usec = now_usec() };
+        memcpy(c->comm, hello->comm, sizeof(hello->comm));
+        int pagemap_fd = channel_take_fd(message, 0), mem_fd = channel_take_fd(message, 1);
+        int r = process_new(&s->peer, pagemap_fd, mem_fd, &c->process, &reason);
+        if (r == 0)
+                r = register_client(c, hello);
+        if (r < 0) {
+                process_unref(c->process);
+                store_domain_unref(c->domain);
+                free(c);
+                session_refuse(s, -r, reason ? reason : strerror(-r));
+                return;
+        }
+        s->client = c;
+        peer_clear(&s->peer); /* the process has its own pidfd; pid and uid stay for the log */
+        log_debug("client %u: pid %d uid %u (%s) domain %u", c->id, (int) s->peer.pid, s->peer.uid, c->comm,
+                  c->domain->id);
+        struct msg_welcome welcome = { .client = c->id };
+        (void) session_send(s, MSG_WELCOME, &welcome, NULL, 0, m->uffd_device);
+}
+
+static void keep_totals(struct client *c) {
+        struct agent_totals *t = &c->manager->gone;
+        t->cpu_usec += c->stats.cpu_usec;
+        t->transitions += c->stats.transitions;
+        t->busy += c->stats.busy;
+        for (unsigned i = 0; i < WAIT_BUCKETS; i++)
+                t->waits[i] += c->stats.waits[i];
+}
+
+struct client *client_free(struct client *c) {
+        static const uint8_t nothing_done[64];
+        if (!c)
+                return NULL;
+        struct manager *m = c->manager;
+        uint64_t now = now_usec();
+        for (unsigned i = 0; i < c->n_applies; i++)
+                core_apply_done(m->core, c->applies[i].op, now, nothing_done, -ESRCH);
+        core_client_gone(m->core, c->id);
+        (void) idmap_remove(&m->clients, c->id);
+        m->n_clients--;
+        keep_totals(c);
+        atomic_store_explicit(&c->process->closing, true, memory_order_relaxed);
+        process_unref(c->process);
+        store_domain_unref(c->domain);
+        free(c->segments);
+        free(c);
+        return NULL;
+}
+
+/* -- frames ---------------------------------------------------------------------------------------------------------- */
+
+static void on_ranges(struct client *c, const struct frame *f) {
+        struct core *core = c->manager->core;
+        const struct range_element *e = f->elements;
+        for (uint32_t i = 0; i < f->count; i++) {
+                uint64_t page = e[i].start >> KSM_PAGE_SHIFT, n_pages = e[i].length >> KSM_PAGE_SHIFT;
+                int r = f->type == MSG_RANGE_ADD   ? core_range_add(core, c->id, page, n_pages)
+                        : f->type == MSG_RANGE_DEL ? core_range_remove(core, c->id, page, n_pages)
+                                                   : core_pages_gone(core, c->id, page, n_pages);
+                /* A range that is not known is a race of the agent with itself; without memory it is not merged. */
+                if (r < 0 && r != -ENOENT)
+                        log_full_errno(r == -ENOMEM ? LOG_WARNING : LOG_DEBUG, r, "client pid %d: %s",
+                                       (int) c->session->peer.pid, message_name((uint16_t) f->type));
+        }
+        if (f->type != MSG_RANGE_ADD)
+                return;
+        core_client_set_vmas(core, c->id, ((const struct msg_range_add *) f->body)->n_vmas);
+        struct core_client_counters counters;
+        if (core_client_counters(core, c->id, &counters) == 0 && counters.n_ranges > CLIENT_RANGES_MAX)
+                session_close(c->session, LOG_WARNING, "too many ranges");
+}
+
+static void on_merge_request(struct client *c, const struct msg_merge_request *body) {
+        struct manager *m = c->manager;
+        struct request *q;
+        if (c->n_merges == CLIENT_MERGES_MAX) {
+                violation(c, "too many merge requests at once");
+                return;
+        }
+        c->n_merges++;
+        int r = request_new(&m->requests, c->session, &q);
+        if (r < 0) {
+                client_merge_done(c->session, body->cookie, 0, -r);
+                return;
+        }
+        q->from_agent = true;
+        q->agent_cookie = body->cookie;
+        r = core_merge_now(m->core, c->id, body->start >> KSM_PAGE_SHIFT, body->length >> KSM_PAGE_SHIFT, q->cookie,
+                           now_usec());
+        if (r < 0)
+                q->error = r;
+        else
+                q->n_waiting++;
+        request_armed(&m->requests, q);
+}
+
+static void on_applied(struct client *c, const struct msg_applied *body) {
+        for (unsigned i = 0; i < c->n_applies; i++)
+                if (c->applies[i].op == body->op) {
+                        c->applies[i] = c->applies[--c->n_applies];
+                        core_apply_done(c->manager->core, body->op, now_usec(), body->status, 0);
+                        return;
+                }
+        violation(c, "APPLIED for a transition that was not asked for");
+}
+
+static void on_stats(struct client *c, const struct msg_agent_stats *body) {
+        bool sane = body->cpu_usec <= CLIENT_TOTAL_MAX && body->transitions <= CLIENT_TOTAL_MAX &&
+                    body->busy <= CLIENT_TOTAL_MAX;
+        for (unsigned i = 0; i < WAIT_BUCKETS; i++)
+                sane = sane && body->waits[i] <= CLIENT_TOTAL_MAX;
+        if (!sane) {
+                violation(c, "impossible totals");
+                return;
+        }
+        c->stats = *body;
+        core_client_set_vmas(c->manager->core, c->id, body->n_vmas);
+        if (body->raw_syscalls && !c->raw) {
+                c->raw = true;
+                log_notice("client pid %d uid %u (%s) changes mappings without libc: left alone from now on",
+                           (int) c->session->peer.pid, c->session->peer.uid, c->comm);
+                core_client_park(c->manager->core, c->id, true);
+        }
+}
+
+void client_frame(struct client *c, struct channel_message *message) {
+        const struct frame *f = &message->frame;
+        c->heard_usec = now_usec();
+        set_parked(c, false);
+        switch (f->type) {
+        case MSG_RANGE_ADD:
+        case MSG_RANGE_DEL:
+        case MSG_GONE:
+                on_ranges(c, f);
+                break;
+        case MSG_MERGE_REQUEST:
+                on_merge_request(c, f->body);
+                break;
+        case MSG_AGENT_STATS:
+                on_stats(c, f->body);
+                break;
+        case MSG_APPLIED:
+                on_applied(c, f->body);
+                break;
+        case MSG_PONG:
+                if (c->ping_usec == 0 || ((const struct msg_ping *) f->body)->cookie != c->ping_cookie)
+                        violation(c, "PONG without a PING");
+                else
+                        c->ping_usec = 0;
+                break;
+        default:
+                violation(c, "a second HELLO");
+        }
+}
+
+/* -- signs of life ----------------------------------------------------------------------------------------------------- */
+
+static void ping(struct client *c, uint64_t now) {
+        if (c->ping_usec)
+                return;
+        struct msg_ping body = { .cookie = ++c->ping_cookie };
+        c->ping_usec = now;
+        (void) session_send(c->session, MSG_PING, &body, NULL, 0, -1);
+}
+
+bool client_is_fresh(struct client *c, uint64_t now) {
+        if (now < c->heard_usec + CLIENT_FAST_READ_USEC)
+                return true;
+        ping(c, now);
+        return false;
+}
+
+void client_tick(struct client *c, uint64_t now) {
+        uint64_t owed_since = c->ping_usec ? c->ping_usec : UINT64_MAX;
+        for (unsigned i = 0; i < c->n_applies; i++)
+                owed_since = MIN(owed_since, c->applies[i].sent_usec);
+        if (owed_since == UINT64_MAX) {
+                if (now > c->heard_usec + CLIENT_IDLE_PING_USEC)
+                        ping(c, now);
+        } else if (now > owed_since + CLIENT_EVICT_USEC)
+                session_close(c->session, LOG_WARNING, "did not answer for 30 s");
+        else if (now > MAX(owed_since, c->heard_usec) + CLIENT_PARK_USEC)
+                set_parked(c, true);
+}

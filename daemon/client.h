@@ -1,0 +1,58 @@
+/* The agent's side of a connection: its frames become inputs of the core, the core's applies become frames. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "daemon/core/core.h"
+#include "daemon/bounds.h"
+#include "daemon/manager.h"
+#include "daemon/store.h"
+#include "daemon/sys/process.h"
+#include "proto/channel.h"
+
+struct session;
+
+struct client {
+        struct manager *manager;
+        struct session *session;
+        uint32_t id; /* the core's */
+        uint32_t flags; /* hello_flags */
+        char comm[17];
+        struct process *process;
+        struct store_domain *domain;
+
+        struct client_apply {
+                uint64_t op, sent_usec;
+        } applies[CLIENT_APPLY_WINDOW];
+        unsigned n_applies, n_merges;
+
+        uint32_t *segments; /* ids that it knows, ascending */
+        uint32_t n_segments, segments_capacity;
+
+        uint64_t heard_usec;
+        uint64_t ping_usec; /* when the unanswered one was sent; 0 = none */
+        uint64_t ping_cookie;
+        bool parked, raw;
+        struct msg_agent_stats stats;
+};
+
+/* Makes the session's client, or refuses the session. */
+void client_hello(struct session *s, struct channel_message *message);
+/* A frame of a session that has said HELLO. */
+void client_frame(struct client *c, struct channel_message *message);
+/* Answers what the core still waits for, forgets the client there, lets go of its process. NULL in, NULL out. */
+struct client *client_free(struct client *c);
+
+struct client *client_find(struct manager *m, uint32_t id); /* or NULL */
+
+/* Sends the transition, and before it the segments that the agent does not know. The core is told when it cannot be. */
+void client_apply(struct manager *m, const struct core_apply *apply, uint64_t now);
+void client_merge_done(struct session *s, uint64_t agent_cookie, uint64_t saved_bytes, int error);
+/* The segment is gone: every agent that knows it forgets it. */
+void client_drop_segment(struct manager *m, uint32_t segment);
+
+/* True when its memory may be read the fast way now; asks for a sign of life when not. */
+bool client_is_fresh(struct client *c, uint64_t now);
+/* Parks, pings and evicts. */
+void client_tick(struct client *c, uint64_t now);

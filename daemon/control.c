@@ -1,0 +1,177 @@
+#include "daemon/control.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "daemon/client.h"
+#include "daemon/session.h"
+
+_Static_assert(COUNTER_MAX_ <= COUNTERS_MAX && TUNABLE_MAX_ <= TUNABLES_MAX, "tables fit their frames");
+
+static bool is_privileged(const struct session *s) {
+        return s->peer.uid == 0 || s->peer.uid == geteuid();
+}
+
+void control_hello(struct session *s) {
+        struct msg_admin_welcome body = { .daemon_pid = (uint32_t) getpid(), .privileged = is_privileged(s) };
+        (void) snprintf(body.version, sizeof(body.version), "%s", USERKSM_VERSION);
+        (void) session_send(s, MSG_ADMIN_WELCOME, &body, NULL, 0, -1);
+}
+
+static void done(struct session *s, int error, uint64_t pages, uint64_t left) {
+        struct msg_admin_done body = { .error = error, .pages = pages, .left = left };
+        (void) session_send(s, MSG_ADMIN_DONE, &body, NULL, 0, -1);
+}
+
+void control_request_done(struct session *s, int error, uint64_t pages, uint64_t left) {
+        done(s, error, pages, left);
+        session_pause(s, false);
+}
+
+static void send_stats(struct session *s) {
+        struct counters counters;
+        struct msg_stats_reply body = { .uptime_usec = now_usec() - s->manager->started_usec };
+        manager_counters(s->manager, &counters);
+        (void) session_send(s, MSG_STATS_REPLY, &body, &counters, COUNTER_MAX_, -1);
+}
+
+static void send_tunables(struct session *s) {
+        const struct tunables *t = core_tunables(s->manager->core);
+        struct tunable_element elements[TUNABLE_MAX_];
+        struct msg_tunables_reply body = { 0 };
+        for (uint32_t i = 0; i < TUNABLE_MAX_; i++)
+                elements[i] = (struct tunable_element){ .id = i, .value = tunable_get(t, (enum tunable_id) i) };
+        (void) session_send(s, MSG_TUNABLES_REPLY, &body, elements, TUNABLE_MAX_, -1);
+}
+
+static void fill_client(const struct client *c, struct client_element *e) {
+        struct core_client_counters counters = { 0 };
+        (void) core_client_counters(c->manager->core, c->id, &counters);
+        *e = (struct client_element){
+                .client = c->id,
+                .pid = (uint32_t) c->session->peer.pid,
+                .uid = c->session->peer.uid,
+                .flags = c->flags,
+                .domain = c->domain->id,
+                .n_ranges = counters.n_ranges,
+                .registered_pages = counters.registered_pages,
+                .tracked_pages = counters.tracked_pages,
+                .merged_pages = counters.merged_pages,
+                .zero_pages = counters.zero_pages,
+                .unshared_pages = counters.unshared_pages,
+                .profit_bytes = counters.profit_bytes,
+                .cpu_usec = c->stats.cpu_usec,
+                .vmas_used = counters.vmas_used,
+                .vma_budget = counters.vma_budget,
+                .state = c->raw ? CLIENT_RAW : c->parked ? CLIENT_PARKED : CLIENT_ACTIVE,
+        };
+        memcpy(e->comm, c->comm, sizeof(e->comm));
+}
+
+static int compare_ids(const void *a, const void *b) {
+        uint32_t x = *(const uint32_t *) a, y = *(const uint32_t *) b;
+        return x < y ? -1 : x > y;
+}
+
+static void send_clients(struct session *s, uint32_t after) {
+        struct manager *m = s->manager;
+        struct client_element elements[CLIENTS_MAX];
+        struct msg_clients_reply body = { 0 };
+        uint32_t n_ids = 0, n = 0, *ids = malloc((m->n_clients + 1) * sizeof(*ids));
+        bool all = is_privileged(s);
+        if (!ids) {
+                session_close(s, LOG_WARNING, "out of memory");
+                return;
+        }
+        IDMAP_FOREACH(&m->clients, e) {
+                const struct client *c = e->value;
+                if (c->id > after && (all || c->session->peer.uid == s->peer.uid))
+                        ids[n_ids++] = c->id;
+        }
+        qsort(ids, n_ids, sizeof(*ids), compare_ids);
+        for (; n < n_ids && n < CLIENTS_MAX; n++)
+                fill_client(client_find(m, ids[n]), &elements[n]);
+        free(ids);
+        (void) session_send(s, MSG_CLIENTS_REPLY, &body, elements, n, -1);
+}
+
+static void set_tunable(struct session *s, const struct msg_tunable_set *body) {
+        if (!is_privileged(s)) {
+                done(s, EPERM, 0, 0);
+                return;
+        }
+        if (body->id >= TUNABLE_MAX_) {
+                done(s, ENOENT, 0, 0);
+                return;
+        }
+        int r = core_tunable_set(s->manager->core, (enum tunable_id) body->id, body->value, now_usec());
+        if (r == 0)
+                log_info("%s set to %lld by pid %d uid %u", tunable_table[body->id].name, (long long) body->value,
+                         (int) s->peer.pid, s->peer.uid);
+        done(s, -r, 0, 0);
+}
+
+/* Merge or unmerge of the clients of one process, or of all. The reply comes with the end of the last. */
+static void start_request(struct session *s, uint32_t pid, bool merge) {
+        struct manager *m = s->manager;
+        struct request *q;
+        unsigned n = 0;
+        if (!is_privileged(s)) {
+                done(s, EPERM, 0, 0);
+                return;
+        }
+        int r = request_new(&m->requests, s, &q);
+        if (r < 0) {
+                done(s, -r, 0, 0);
+                return;
+        }
+        session_pause(s, true);
+        IDMAP_FOREACH(&m->clients, e) {
+                const struct client *c = e->value;
+                if (pid && (uint32_t) c->session->peer.pid != pid)
+                        continue;
+                n++;
+                /* A process that changes mappings behind libc's back is not touched again, not even to restore. */
+                if (c->raw)
+                        r = -EOPNOTSUPP;
+                else if (merge)
+                        r = core_merge_now(m->core, c->id, 0, 0, q->cookie, now_usec());
+                else
+                        r = core_unmerge(m->core, c->id, 0, 0, q->cookie, now_usec());
+                if (r < 0)
+                        q->error = r;
+                else
+                        q->n_waiting++;
+        }
+        if (n == 0 && pid)
+                q->error = -ESRCH;
+        request_armed(&m->requests, q);
+}
+
+void control_frame(struct session *s, const struct frame *f) {
+        switch (f->type) {
+        case MSG_STATS_REQUEST:
+                send_stats(s);
+                break;
+        case MSG_CLIENTS_REQUEST:
+                send_clients(s, ((const struct msg_clients_request *) f->body)->after);
+                break;
+        case MSG_TUNABLES_REQUEST:
+                send_tunables(s);
+                break;
+        case MSG_TUNABLE_SET:
+                set_tunable(s, f->body);
+                break;
+        case MSG_ADMIN_MERGE:
+                start_request(s, ((const struct msg_admin_merge *) f->body)->pid, true);
+                break;
+        case MSG_ADMIN_UNMERGE:
+                start_request(s, ((const struct msg_admin_unmerge *) f->body)->pid, false);
+                break;
+        default:
+                session_close(s, LOG_WARNING, "protocol violation: a second ADMIN_HELLO");
+        }
+}

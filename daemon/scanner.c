@@ -1,0 +1,358 @@
+#include "daemon/scanner.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "daemon/client.h"
+#include "daemon/bounds.h"
+#include "daemon/session.h"
+#include "daemon/sys/pagemap.h"
+#include "daemon/sys/reader.h"
+
+enum job_kind { JOB_SCAN, JOB_READ, JOB_PUBLISH };
+
+struct job {
+        struct pool_job base;
+        struct job *next_free;
+        enum job_kind kind;
+        bool fast;
+        uint64_t op;
+        uint32_t client;
+        /* Held while the worker may use them. */
+        struct process *process;
+        struct store_domain *domain;
+        struct store_segment *segment;
+        struct uid_account *account;
+        union {
+                struct core_scan scan;
+                struct core_read read;
+                struct core_publish publish;
+        };
+        /* Results; final when the job is back. */
+        int error;
+        size_t n_runs;
+        uint64_t end_page;
+        union {
+                struct core_run runs[SCAN_RUNS_MAX];
+                struct core_read_result results[CORE_READ_PAGES];
+        };
+};
+_Static_assert(CORE_PUBLISH_PAGES <= CORE_READ_PAGES, "one result array serves both");
+
+struct scanner {
+        struct manager *manager;
+        struct job *free_jobs; /* never returned to malloc: there are few */
+        unsigned n_running, n_scans;
+        int64_t tokens_usec;
+        uint64_t refilled_usec, cpu_usec;
+};
+
+union scratch {
+        struct page_region regions[SCAN_RUNS_MAX];
+        struct {
+                uint8_t pages[READER_PAGES_MAX * KSM_PAGE_SIZE];
+                bool ok[READER_PAGES_MAX];
+        };
+};
+
+size_t scanner_scratch_bytes(void) {
+        return sizeof(union scratch);
+}
+
+/* -- on a worker ------------------------------------------------------------------------------------------------------ */
+
+static void run_scan(struct pool_job *base, void *userdata) {
+        struct job *j = (struct job *) base;
+        struct page_region *regions = ((union scratch *) userdata)->regions;
+        const struct core_scan *scan = &j->scan;
+        j->n_runs = 0;
+        j->end_page = scan->page + scan->n_pages;
+        /* The page tables of a process that is on its way out must not be walked (a kernel bug, docs). */
+        if (atomic_load_explicit(&j->process->closing, memory_order_relaxed) || process_has_exited(j->process)) {
+                j->error = -ESRCH;
+                return;
+        }
+        size_t max = MIN((size_t) scan->max_runs, (size_t) SCAN_RUNS_MAX);
+        j->error = pagemap_scan(j->process->pagemap_fd, scan->page, scan->n_pages, scan->rewrite_protect, regions,
+                                max ? max : SCAN_RUNS_MAX, &j->n_runs, &j->end_page);
+        if (j->error < 0) {
+                j->n_runs = 0;
+                return;
+        }
+        for (size_t i = 0; i < j->n_runs; i++) {
+                uint64_t c = regions[i].categories;
+                j->runs[i] = (struct core_run){
+                        .page = regions[i].start >> KSM_PAGE_SHIFT,
+                        .n_pages = (regions[i].end - regions[i].start) >> KSM_PAGE_SHIFT,
+                        .categories = (c & PAGE_IS_WRITTEN ? CORE_WRITTEN : 0U) | (c & PAGE_IS_FILE ? CORE_FILE : 0U) |
+                                      (c & PAGE_IS_PFNZERO ? CORE_ZERO : 0U) | (c & PAGE_IS_HUGE ? CORE_HUGE : 0U),
+                };
+        }
+}
+
+static void run_read(struct pool_job *base, void *userdata) {
+        struct job *j = (struct job *) base;
+        union scratch *scratch = userdata;
+        const struct core_read *read = &j->read;
+        for (uint32_t i = 0; i < read->n_pages;) {
+                unsigned n = MIN(read->n_pages - i, (uint32_t) READER_PAGES_MAX);
+                reader_read(j->process, j->fast, read->pages + i, n, scratch->pages, scratch->ok);
+                for (unsigned k = 0; k < n; k++) {
+                        const uint8_t *page = scratch->pages + k * KSM_PAGE_SIZE;
+                        struct core_read_result *r = &j->results[i + k];
+                        *r = (struct core_read_result){ .status = CORE_READ_FAILED };
+                        if (!scratch->ok[k])
+                                continue;
+                        r->status = digest_page_is_zero(page) ? CORE_READ_ALL_ZERO : CORE_READ_OK;
+                        r->hash = digest_page(&j->domain->secret, page);
+                }
+                i += n;
+        }
+        j->error = 0;
+}
+
+/* The hash is taken from the slot, after the copy: the page may change while it is copied, the slot never again. */
+static void run_publish(struct pool_job *base, void *userdata) {
+        struct job *j = (struct job *) base;
+        const struct core_publish *publish = &j->publish;
+        uint8_t *slots = j->segment->segment->slots;
+        j->error = 0;
+        for (uint32_t i = 0; i < publish->n_pages; i++) {
+                struct core_read_result *r = &j->results[i];
+                *r = (struct core_read_result){ .status = CORE_READ_FAILED };
+                if (atomic_load_explicit(&j->process->closing, memory_order_relaxed))
+                        continue;
+                uint8_t *slot = slots + publish->slots[i] * KSM_PAGE_SIZE;
+                if (reader_read_exact(j->process, publish->pages[i], slot) < 0)
+                        continue;
+                r->status = CORE_READ_OK;
+                r->hash = digest_page(&j->domain->secret, slot);
+        }
+}
+
+/* -- governor ------------------------------------------------------------------------------------------------------------ */
+
+/* 0: go ahead; else microseconds to wait. */
+static uint64_t governor_wait(struct scanner *s, uint64_t now) {
+        const int64_t permille = core_tunables(s->manager->core)->max_cpu_permille;
+        uint64_t cpu = pool_cpu_usec(s->manager->pool), elapsed = now - s->refilled_usec;
+        const uint64_t full = GOVERNOR_BURST_USEC * 1000; /* fills any bucket */
+        s->tokens_usec += (int64_t) MIN(elapsed, full) * permille / 1000 - (int64_t) (cpu - s->cpu_usec);
+        s->tokens_usec = MIN(s->tokens_usec, (int64_t) GOVERNOR_BURST_USEC);
+        s->refilled_usec = now;
+        s->cpu_usec = cpu;
+        return s->tokens_usec >= 0 ? 0 : (uint64_t) (-s->tokens_usec * 1000 / permille) + 1;
+}
+
+/* -- jobs ---------------------------------------------------------------------------------------------------------------- */
+
+static struct job *job_get(struct scanner *s) {
+        struct job *j = s->free_jobs;
+        if (j)
+                s->free_jobs = j->next_free;
+        else
+                j = malloc(sizeof(*j));
+        return j;
+}
+
+static void job_put(struct scanner *s, struct job *j) {
+        j->next_free = s->free_jobs;
+        s->free_jobs = j;
+}
+
+/* Tells the core how the job ended. `failed`: nothing of it may be used, the worker may still be writing. */
+static void answer(struct scanner *s, struct job *j, bool failed, uint64_t now) {
+        struct core *core = s->manager->core;
+        const struct core_read_result *results = j->results;
+        struct core_read_result none[CORE_READ_PAGES];
+        if (failed && j->kind != JOB_SCAN) {
+                for (size_t i = 0; i < ARRAY_SIZE(none); i++)
+                        none[i] = (struct core_read_result){ .status = CORE_READ_FAILED };
+                results = none;
+        }
+        switch (j->kind) {
+        case JOB_SCAN:
+                s->n_scans--;
+                if (failed)
+                        core_scan_done(core, j->op, now, NULL, 0, j->scan.page + j->scan.n_pages, -ETIMEDOUT);
+                else
+                        core_scan_done(core, j->op, now, j->runs, j->n_runs, j->end_page, j->error);
+                break;
+        case JOB_READ:
+                core_read_done(core, j->op, now, results);
+                break;
+        case JOB_PUBLISH:
+                core_publish_done(core, j->op, now, results, 0);
+                break;
+        }
+}
+
+/* Takes hold of what the worker will use. -ESRCH: the client has left. */
+static int job_hold(struct scanner *s, struct job *j) {
+        struct client *c = client_find(s->manager, j->client);
+        if (!c)
+                return -ESRCH;
+        j->segment = NULL;
+        if (j->kind == JOB_PUBLISH) {
+                int r = store_segment_open(&s->manager->store, j->publish.segment, j->publish.domain,
+                                           j->publish.segment_slots, &j->segment);
+                if (r < 0)
+                        return r;
+                if (j->segment->domain != c->domain || !j->segment->segment->slots) /* I2, I4 */
+                        return -EINVAL;
+                for (uint32_t i = 0; i < j->publish.n_pages; i++)
+                        if (j->publish.slots[i] >= j->segment->segment->n_slots)
+                                return -EINVAL;
+                store_segment_pin(j->segment);
+        }
+        (void) store_domain_ref(&s->manager->store, c->domain->id, &j->domain); /* exists: cannot fail */
+        j->process = process_ref(c->process);
+        j->account = c->session->account;
+        return 0;
+}
+
+static void job_release(struct scanner *s, struct job *j) {
+        process_unref(j->process);
+        store_domain_unref(j->domain);
+        if (j->segment)
+                store_segment_unpin(j->segment);
+        job_put(s, j);
+}
+
+static void start(struct scanner *s, struct job *j, uint64_t now) {
+        static void (*const run[])(struct pool_job *, void *) = {
+                [JOB_SCAN] = run_scan,
+                [JOB_READ] = run_read,
+                [JOB_PUBLISH] = run_publish,
+        };
+        s->n_scans += j->kind == JOB_SCAN;
+        int r = job_hold(s, j);
+        if (r < 0) {
+                if (j->kind == JOB_PUBLISH && r != -ESRCH) {
+                        log_warning_errno(r, "segment %u: cannot be opened", j->publish.segment);
+                        core_publish_done(s->manager->core, j->op, now, NULL, r);
+                } else
+                        answer(s, j, true, now);
+                job_put(s, j);
+                return;
+        }
+        j->base.run = run[j->kind];
+        s->n_running++;
+        pool_submit(s->manager->pool, &j->base);
+}
+
+/* What the core wants most that there is room for. Scans find what to read, reads what to publish: the later stage first,
+ * so that what is in flight drains; but one job is always left to scans, or a long backlog of reads would blind us. */
+static bool pull(struct scanner *s, struct job *j, uint64_t now, unsigned room, uint64_t *next) {
+        struct core *core = s->manager->core;
+        uint64_t at;
+        if (core_next_publish(core, now, &j->publish)) {
+                j->kind = JOB_PUBLISH;
+                j->op = j->publish.op;
+                j->client = j->publish.client;
+                return true;
+        }
+        if (room > 1 || s->n_scans > 0) {
+                at = UINT64_MAX;
+                if (core_next_read(core, now, &j->read, &at)) {
+                        struct client *c = client_find(s->manager, j->read.client);
+                        j->kind = JOB_READ;
+                        j->op = j->read.op;
+                        j->client = j->read.client;
+                        j->fast = s->manager->config.fast_read && c && client_is_fresh(c, now);
+                        return true;
+                }
+                *next = MIN(*next, at);
+        }
+        at = UINT64_MAX;
+        if (core_next_scan(core, now, &j->scan, &at)) {
+                j->kind = JOB_SCAN;
+                j->op = j->scan.op;
+                j->client = j->scan.client;
+                return true;
+        }
+        *next = MIN(*next, at);
+        return false;
+}
+
+bool scanner_dispatch(struct scanner *s, uint64_t now, uint64_t *ret_next_usec) {
+        unsigned limit = JOBS_PER_WORKER * pool_n_workers(s->manager->pool);
+        *ret_next_usec = UINT64_MAX;
+        if (s->n_running >= limit) /* the next finished job wakes us */
+                return false;
+        uint64_t wait = governor_wait(s, now);
+        if (wait > 0) {
+                *ret_next_usec = now + wait;
+                return false;
+        }
+        struct job *j = job_get(s);
+        if (!j) {
+                *ret_next_usec = now + USEC_PER_SEC;
+                return false;
+        }
+        if (!pull(s, j, now, limit - s->n_running, ret_next_usec)) {
+                job_put(s, j);
+                return false;
+        }
+        start(s, j, now);
+        return true;
+}
+
+void scanner_job_done(struct scanner *s, struct pool_job *base) {
+        struct job *j = (struct job *) base;
+        if (base->given_up) {
+                log_notice("a reader of uid %u's memory came back", j->account->uid);
+                j->account->n_lost--;
+                manager_account_release(s->manager, j->account);
+        } else {
+                s->n_running--;
+                answer(s, j, base->cancelled, now_usec());
+        }
+        job_release(s, j);
+}
+
+void scanner_check_lost(struct scanner *s, uint64_t now) {
+        struct pool_job *base;
+        while ((base = pool_give_up(s->manager->pool, now, JOB_LOST_USEC))) {
+                struct job *j = (struct job *) base;
+                if (store_is_job(base)) /* a seal that waits for pins: nobody's fault, it comes back */
+                        continue;
+                s->n_running--;
+                struct client *c = client_find(s->manager, j->client);
+                j->account->n_lost++;
+                answer(s, j, true, now);
+                if (c && c->process == j->process)
+                        session_close(c->session, LOG_WARNING, "a reader hangs on its memory");
+        }
+}
+
+unsigned scanner_n_running(const struct scanner *s) {
+        return s->n_running;
+}
+
+/* -- life ------------------------------------------------------------------------------------------------------------------ */
+
+int scanner_new(struct manager *m, struct scanner **ret) {
+        struct scanner *s = calloc(1, sizeof(*s));
+        if (!s)
+                return -ENOMEM;
+        s->manager = m;
+        s->tokens_usec = GOVERNOR_BURST_USEC;
+        s->refilled_usec = now_usec();
+        *ret = s;
+        return 0;
+}
+
+struct scanner *scanner_free(struct scanner *s) {
+        if (!s)
+                return NULL;
+        while (s->free_jobs) {
+                struct job *j = s->free_jobs;
+                s->free_jobs = j->next_free;
+                free(j);
+        }
+        free(s);
+        return NULL;
+}

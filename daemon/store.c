@@ -1,0 +1,149 @@
+#include "daemon/store.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/log.h"
+#include "proto/messages.h"
+
+_Static_assert(SEGMENT_LIMIT_SLOTS == SEGMENT_SLOTS_MAX, "daemon/sys may not include proto");
+
+void store_init(struct store *s, struct pool *pool) {
+        *s = (struct store){ .pool = pool };
+}
+
+int store_domain_ref(struct store *s, uint32_t id, struct store_domain **ret) {
+        struct store_domain *d = idmap_get(&s->domains, id);
+        if (!d) {
+                d = malloc(sizeof(*d));
+                if (!d)
+                        return -ENOMEM;
+                *d = (struct store_domain){ .store = s, .id = id };
+                int r = digest_secret_draw(&d->secret);
+                if (r == 0)
+                        r = idmap_put(&s->domains, id, d);
+                if (r < 0) {
+                        free(d);
+                        return r;
+                }
+        }
+        d->n_refs++;
+        *ret = d;
+        return 0;
+}
+
+struct store_domain *store_domain_unref(struct store_domain *d) {
+        if (d && --d->n_refs == 0) {
+                (void) idmap_remove(&d->store->domains, d->id);
+                explicit_bzero(&d->secret, sizeof(d->secret));
+                free(d);
+        }
+        return NULL;
+}
+
+static struct store_segment *segment_entry_free(struct store_segment *s) {
+        if (s) {
+                segment_free(s->segment);
+                store_domain_unref(s->domain);
+                free(s);
+        }
+        return NULL;
+}
+
+struct store_segment *store_segment_find(struct store *s, uint32_t id) {
+        return idmap_get(&s->segments, id);
+}
+
+int store_segment_open(struct store *s, uint32_t id, uint32_t domain, uint32_t n_slots, struct store_segment **ret) {
+        struct store_segment *e = store_segment_find(s, id);
+        if (e) {
+                *ret = e;
+                return 0;
+        }
+        e = calloc(1, sizeof(*e));
+        if (!e)
+                return -ENOMEM;
+        e->store = s;
+        e->id = id;
+        int r = store_domain_ref(s, domain, &e->domain);
+        if (r == 0)
+                r = segment_new(n_slots, &e->segment);
+        if (r == 0)
+                r = idmap_put(&s->segments, id, e);
+        if (r < 0) {
+                segment_entry_free(e);
+                return r;
+        }
+        *ret = e;
+        return 0;
+}
+
+static void run_seal(struct pool_job *job, void *scratch) {
+        struct store_segment *s = (struct store_segment *) job;
+        s->error = segment_seal(s->segment);
+}
+
+/* Frees up to 16 MiB of page cache when nobody maps them any more. */
+static void run_free(struct pool_job *job, void *scratch) {
+        struct store_segment *s = (struct store_segment *) job;
+        s->segment = segment_free(s->segment);
+}
+
+/* Starts what is wanted once nobody uses the segment. */
+static void advance(struct store_segment *s) {
+        if (s->n_pins > 0 || !(s->free_wanted || s->seal_wanted))
+                return;
+        s->n_pins++;
+        s->error = 0;
+        s->job.run = s->free_wanted ? run_free : run_seal;
+        s->seal_wanted = false;
+        pool_submit(s->store->pool, &s->job);
+}
+
+void store_segment_pin(struct store_segment *s) {
+        s->n_pins++;
+}
+
+void store_segment_unpin(struct store_segment *s) {
+        s->n_pins--;
+        advance(s);
+}
+
+void store_segment_event(struct store *s, const struct core_segment_event *e) {
+        struct store_segment *segment = store_segment_find(s, e->segment);
+        if (!segment) /* it could not be created */
+                return;
+        if (e->kind == CORE_SEGMENT_DROP) {
+                /* The id is free at once: nobody will ask for this one again. */
+                (void) idmap_remove(&s->segments, e->segment);
+                segment->free_wanted = true;
+        } else
+                segment->seal_wanted = true;
+        advance(segment);
+}
+
+bool store_is_job(const struct pool_job *job) {
+        return job->run == run_seal || job->run == run_free;
+}
+
+void store_job_done(struct store *s, struct pool_job *job) {
+        struct store_segment *segment = (struct store_segment *) job;
+        segment->n_pins--;
+        if (segment->error < 0)
+                log_warning_errno(segment->error, "segment %u: cannot seal, it stays unwritable by its other seals",
+                                  segment->id);
+        if (!segment->segment)
+                segment_entry_free(segment);
+        else
+                advance(segment);
+}
+
+void store_done(struct store *s) {
+        IDMAP_FOREACH(&s->segments, e)
+                segment_entry_free(e->value);
+        idmap_clear(&s->segments);
+        IDMAP_FOREACH(&s->domains, e)
+                free(e->value);
+        idmap_clear(&s->domains);
+}

@@ -1,0 +1,19 @@
+/* PAGEMAP_SCAN: which pages of a window are present, which were written since the last look. Any thread. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/uapi.h"
+
+/* Reports runs of pages in [page, page + n_pages), ascending, at most max_regions of them, and in *ret_end_page the first
+ * page not looked at: call again from there. Holes cost nothing.
+ *  written = true:  pages written since the last such call, which are write-protected again
+ *  written = false: all present pages; nothing is changed
+ * Both look only at memory registered for asynchronous write tracking.
+ *
+ * 0 or -errno. After an error the window's pages may have been write-protected without being reported, since the kernel
+ * protects before it copies the result out: the caller must treat the whole window as written. */
+int pagemap_scan(int pagemap_fd, uint64_t page, uint64_t n_pages, bool written, struct page_region *regions,
+                 size_t max_regions, size_t *ret_n_regions, uint64_t *ret_end_page);

@@ -1,0 +1,220 @@
+#include "daemon/sys/pool.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+
+#include "daemon/sys/clock.h"
+
+struct worker {
+        struct pool *pool;
+        pthread_t thread;
+        struct pool_job *job;   /* running; under the lock */
+        struct worker *next;
+        void *scratch;
+        bool lost;              /* its job was given up */
+        bool retired;           /* lost before: ends when its job does */
+};
+
+struct pool {
+        pthread_mutex_t lock;
+        pthread_cond_t work;
+        struct pool_job *queue_head, **queue_tail;
+        struct pool_job *done_head, **done_tail;
+        struct worker *workers;
+        void (*wake)(void *);
+        void *userdata;
+        size_t scratch_bytes;
+        unsigned n_workers, n_lost;
+        uint64_t cpu_usec;
+        bool stopping;
+};
+
+static void append(struct pool_job ***tail, struct pool_job *job) {
+        job->next = NULL;
+        **tail = job;
+        *tail = &job->next;
+}
+
+static struct pool_job *pop(struct pool_job **head, struct pool_job ***tail) {
+        struct pool_job *job = *head;
+        if (job) {
+                *head = job->next;
+                if (!*head)
+                        *tail = head;
+                job->next = NULL;
+        }
+        return job;
+}
+
+static void *worker_main(void *userdata) {
+        struct worker *w = userdata;
+        struct pool *p = w->pool;
+        uint64_t cpu_before = 0;
+        pthread_mutex_lock(&p->lock);
+        while (!w->retired) {
+                while (!p->queue_head && !p->stopping)
+                        pthread_cond_wait(&p->work, &p->lock);
+                if (p->stopping)
+                        break;
+                struct pool_job *job = pop(&p->queue_head, &p->queue_tail);
+                w->job = job;
+                job->started_usec = now_usec();
+                pthread_mutex_unlock(&p->lock);
+
+                job->run(job, w->scratch);
+
+                uint64_t cpu = clock_usec(CLOCK_THREAD_CPUTIME_ID);
+                pthread_mutex_lock(&p->lock);
+                p->cpu_usec += cpu - cpu_before;
+                cpu_before = cpu;
+                w->job = NULL;
+                if (w->lost) { /* back after all; its place is taken */
+                        w->lost = false;
+                        w->retired = true;
+                        p->n_lost--;
+                }
+                append(&p->done_tail, job);
+                p->wake(p->userdata);
+        }
+        pthread_mutex_unlock(&p->lock);
+        return NULL;
+}
+
+static int add_worker(struct pool *p) {
+        struct worker *w = calloc(1, sizeof(*w));
+        if (!w)
+                return -ENOMEM;
+        w->pool = p;
+        w->scratch = malloc(p->scratch_bytes);
+        if (!w->scratch) {
+                free(w);
+                return -ENOMEM;
+        }
+        sigset_t all, old;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &old);
+        int r = pthread_create(&w->thread, NULL, worker_main, w);
+        pthread_sigmask(SIG_SETMASK, &old, NULL);
+        if (r) {
+                free(w->scratch);
+                free(w);
+                return -r;
+        }
+        w->next = p->workers;
+        p->workers = w;
+        p->n_workers++;
+        return 0;
+}
+
+int pool_new(unsigned n_workers, size_t scratch_bytes, void (*wake)(void *userdata), void *userdata,
+             struct pool **ret) {
+        struct pool *p = calloc(1, sizeof(*p));
+        if (!p)
+                return -ENOMEM;
+        pthread_mutex_init(&p->lock, NULL);
+        pthread_cond_init(&p->work, NULL);
+        p->queue_tail = &p->queue_head;
+        p->done_tail = &p->done_head;
+        p->scratch_bytes = scratch_bytes;
+        p->wake = wake;
+        p->userdata = userdata;
+        for (unsigned i = 0; i < n_workers; i++) {
+                int r = add_worker(p);
+                if (r < 0) {
+                        pool_free(p);
+                        return r;
+                }
+        }
+        *ret = p;
+        return 0;
+}
+
+int pool_stop(struct pool *p) {
+        struct pool_job *job;
+        pthread_mutex_lock(&p->lock);
+        p->stopping = true;
+        bool lost = p->n_lost > 0;
+        pthread_cond_broadcast(&p->work);
+        pthread_mutex_unlock(&p->lock);
+        if (lost)
+                return -EBUSY;
+        while (p->workers) {
+                struct worker *w = p->workers;
+                p->workers = w->next;
+                pthread_join(w->thread, NULL);
+                free(w->scratch);
+                free(w);
+        }
+        p->n_workers = 0;
+        while ((job = pop(&p->queue_head, &p->queue_tail))) {
+                job->cancelled = true;
+                append(&p->done_tail, job);
+        }
+        return 0;
+}
+
+struct pool *pool_free(struct pool *p) {
+        if (!p || pool_stop(p) < 0)
+                return NULL;
+        pthread_cond_destroy(&p->work);
+        pthread_mutex_destroy(&p->lock);
+        free(p);
+        return NULL;
+}
+
+void pool_submit(struct pool *p, struct pool_job *job) {
+        job->started_usec = 0;
+        job->given_up = job->cancelled = false;
+        if (p->stopping) {
+                job->run(job, NULL);
+                append(&p->done_tail, job);
+                return;
+        }
+        pthread_mutex_lock(&p->lock);
+        append(&p->queue_tail, job);
+        pthread_cond_signal(&p->work);
+        pthread_mutex_unlock(&p->lock);
+}
+
+struct pool_job *pool_reap(struct pool *p) {
+        pthread_mutex_lock(&p->lock);
+        struct pool_job *job = pop(&p->done_head, &p->done_tail);
+        pthread_mutex_unlock(&p->lock);
+        return job;
+}
+
+struct pool_job *pool_give_up(struct pool *p, uint64_t now, uint64_t limit_usec) {
+        struct pool_job *found = NULL;
+        pthread_mutex_lock(&p->lock);
+        for (struct worker *w = p->workers; w && !found; w = w->next)
+                if (w->job && !w->lost && now > w->job->started_usec + limit_usec) {
+                        found = w->job;
+                        found->given_up = true;
+                        w->lost = true;
+                        p->n_lost++;
+                        p->n_workers--;
+                }
+        bool replace = found && p->n_lost <= POOL_LOST_MAX;
+        pthread_mutex_unlock(&p->lock);
+        /* p->workers is only ever changed by the owner, here. Without a new thread the pool goes on with fewer. */
+        if (replace)
+                (void) add_worker(p);
+        return found;
+}
+
+unsigned pool_n_lost(const struct pool *p) {
+        return __atomic_load_n(&p->n_lost, __ATOMIC_RELAXED);
+}
+
+unsigned pool_n_workers(const struct pool *p) {
+        return p->n_workers;
+}
+
+uint64_t pool_cpu_usec(struct pool *p) {
+        pthread_mutex_lock(&p->lock);
+        uint64_t usec = p->cpu_usec;
+        pthread_mutex_unlock(&p->lock);
+        return usec;
+}

@@ -1,0 +1,160 @@
+/* The pool: every job comes back once, a hung one is replaced, stopping gives back what was not begun. And the id map
+ * against a plain array. */
+#include <errno.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include <cmocka.h>
+
+#include "daemon/idmap.h"
+#include "daemon/sys/clock.h"
+#include "daemon/sys/pool.h"
+
+#define JOBS 500
+/* Long enough for the busiest machine, never waited for in full. */
+#define BOUND_MSEC 20000
+
+struct test_job {
+        struct pool_job base;
+        atomic_int runs;
+        int gate; /* eventfd to wait for; -1 = none */
+};
+
+static void run(struct pool_job *base, void *scratch) {
+        struct test_job *j = (struct test_job *) base;
+        uint64_t v;
+        if (scratch)
+                memset(scratch, 1, 64);
+        if (j->gate >= 0)
+                (void) !read(j->gate, &v, sizeof(v));
+        atomic_fetch_add(&j->runs, 1);
+}
+
+static void wake(void *userdata) {
+        uint64_t one = 1;
+        (void) !write(*(int *) userdata, &one, sizeof(one));
+}
+
+static struct pool_job *reap_one(struct pool *p, int fd) {
+        struct pool_job *job;
+        while (!(job = pool_reap(p))) {
+                struct pollfd wait = { .fd = fd, .events = POLLIN };
+                uint64_t v;
+                assert_int_equal(poll(&wait, 1, BOUND_MSEC), 1);
+                assert_int_equal(read(fd, &v, sizeof(v)), sizeof(v));
+        }
+        return job;
+}
+
+static void test_all_come_back(void **state) {
+        static struct test_job jobs[JOBS];
+        int fd = eventfd(0, EFD_CLOEXEC);
+        struct pool *p;
+        assert_int_equal(pool_new(3, 64, wake, &fd, &p), 0);
+        for (unsigned i = 0; i < JOBS; i++) {
+                jobs[i] = (struct test_job){ .base.run = run, .gate = -1 };
+                pool_submit(p, &jobs[i].base);
+        }
+        for (unsigned i = 0; i < JOBS; i++)
+                (void) reap_one(p, fd);
+        assert_null(pool_reap(p));
+        for (unsigned i = 0; i < JOBS; i++)
+                assert_int_equal(jobs[i].runs, 1);
+        p = pool_free(p);
+        close_fd(fd);
+}
+
+static void test_lost_worker_is_replaced(void **state) {
+        int fd = eventfd(0, EFD_CLOEXEC), gate = eventfd(0, EFD_CLOEXEC);
+        struct test_job hung = { .base.run = run, .gate = gate }, other = { .base.run = run, .gate = -1 };
+        struct pool *p;
+        assert_int_equal(pool_new(1, 64, wake, &fd, &p), 0);
+        pool_submit(p, &hung.base);
+        pool_submit(p, &other.base);
+        /* The only worker hangs: nothing else runs until its job is given up. */
+        struct pool_job *given_up = NULL;
+        uint64_t deadline = now_usec() + BOUND_MSEC * USEC_PER_MSEC;
+        while (!(given_up = pool_give_up(p, now_usec(), 1000)))
+                assert_true(now_usec() < deadline);
+        assert_ptr_equal(given_up, &hung.base);
+        assert_int_equal(pool_n_lost(p), 1);
+        assert_int_equal(pool_n_workers(p), 1);
+        assert_null(pool_give_up(p, now_usec() + 100 * USEC_PER_SEC, 1000 * USEC_PER_SEC));
+        assert_ptr_equal(reap_one(p, fd), &other.base);
+        assert_int_equal(pool_stop(p), -EBUSY);
+        /* It comes back after all, and its thread ends. */
+        wake(&gate);
+        assert_ptr_equal(reap_one(p, fd), &hung.base);
+        assert_true(hung.base.given_up);
+        assert_int_equal(pool_n_lost(p), 0);
+        p = pool_free(p);
+        close_fd(fd);
+        close_fd(gate);
+}
+
+static void test_stop_gives_back(void **state) {
+        int fd = eventfd(0, EFD_CLOEXEC), gate = eventfd(0, EFD_CLOEXEC);
+        struct test_job running = { .base.run = run, .gate = gate }, queued = { .base.run = run, .gate = -1 };
+        struct test_job late = { .base.run = run, .gate = -1 };
+        struct pool *p;
+        assert_int_equal(pool_new(1, 64, wake, &fd, &p), 0);
+        pool_submit(p, &running.base);
+        while (__atomic_load_n(&running.base.started_usec, __ATOMIC_RELAXED) == 0)
+                ;
+        pool_submit(p, &queued.base);
+        wake(&gate); /* pool_stop waits for the running one; whether the queued one still runs is a race */
+        assert_int_equal(pool_stop(p), 0);
+        pool_submit(p, &late.base);
+        unsigned n = 0;
+        while (pool_reap(p))
+                n++;
+        assert_int_equal(n, 3);
+        assert_int_equal(running.runs, 1);
+        assert_int_equal(queued.runs, queued.base.cancelled ? 0 : 1);
+        assert_int_equal(late.runs, 1);
+        p = pool_free(p);
+        close_fd(fd);
+        close_fd(gate);
+}
+
+#define KEYS 512
+static void test_idmap(void **state) {
+        struct idmap m = { 0 };
+        static char values[KEYS];
+        bool in[KEYS] = { false };
+        uint32_t n = 0, random = 12345;
+        for (unsigned i = 0; i < 100000; i++) {
+                random = random * 1664525 + 1013904223;
+                uint32_t k = (random >> 8) % KEYS, key = k * 0x10001; /* collide in the low bits */
+                assert_ptr_equal(idmap_get(&m, key), in[k] ? &values[k] : NULL);
+                if ((random >> 24) & 1) {
+                        assert_int_equal(idmap_put(&m, key, &values[k]), in[k] ? -EEXIST : 0);
+                        n += !in[k];
+                        in[k] = true;
+                } else {
+                        assert_ptr_equal(idmap_remove(&m, key), in[k] ? &values[k] : NULL);
+                        n -= in[k];
+                        in[k] = false;
+                }
+                assert_int_equal(m.n, n);
+        }
+        uint32_t found = 0;
+        IDMAP_FOREACH(&m, e)
+                found += in[(char *) e->value - values];
+        assert_int_equal(found, n);
+        idmap_clear(&m);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_all_come_back),
+                cmocka_unit_test(test_lost_worker_is_replaced),
+                cmocka_unit_test(test_stop_gives_back),
+                cmocka_unit_test(test_idmap),
+        };
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
