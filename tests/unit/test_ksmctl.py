@@ -143,13 +143,28 @@ class Test(unittest.TestCase):
         self.expect(ctl("--socket", "x" * 200, "status"), 64, "cannot be the path")
         self.expect(ctl("--socket", "", "status"), 64, "cannot be the path")
 
+    def test_check(self):
+        result = ctl("check", "--json")
+        report = json.loads(result.stdout)
+        missing = [c for c in report["checks"] if c["need"] == "required" and c["status"] != "ok"]
+        self.assertEqual(report["usable"], not missing)
+        self.assertEqual(result.returncode, 69 if missing else 0)
+        self.assertTrue(all(c["remedy"] for c in report["checks"] if c["need"] != "info"))
+        plain = ctl("check")
+        self.assertEqual(plain.returncode, result.returncode)
+        self.assertEqual(plain.stdout.count("MISSING ") + plain.stdout.count("NO RIGHT "), len(missing))
+        self.assertEqual(plain.stdout.count("          -> "),
+                         len([c for c in report["checks"] if c["need"] != "info" and c["status"] != "ok"]))
+        with Daemon("normal") as d:
+            self.assertRegex(d.ctl("check").stdout, r"ok +running daemon: .*version fake")
+
     def test_command_line(self):
         self.expect(ctl("--help"), 0, stdout="unmerge")
         self.expect(ctl("--version"), 0, stdout="ksmctl (userksm) ")
         self.expect(ctl(), 64, "a verb is missing")
         self.expect(ctl("mrege"), 64, "no verb 'mrege'")
         self.expect(ctl("--sokcet", "x"), 64, "--sokcet")
-        for verb in "run", "status", "stats", "get", "set", "merge", "unmerge":
+        for verb in "run", "status", "stats", "get", "set", "merge", "unmerge", "check":
             self.expect(ctl(verb, "--help"), 0, stdout="Usage: ksmctl [--socket PATH] " + verb)
         self.expect(ctl("status", "--watch=0"), 64, "seconds")
         self.expect(ctl("status", "surplus"), 64, "usage")
