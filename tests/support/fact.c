@@ -5,6 +5,7 @@
 void fact_fail(const char *file, int line, const char *format, ...) {
         va_list ap;
 
+        fflush(stdout);
         fprintf(stderr, "%s:%d: ", file, line);
         va_start(ap, format);
         vfprintf(stderr, format, ap);

@@ -1,0 +1,307 @@
+/* Merged runs: private mappings of a segment under the shared context. */
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/resource.h>
+
+#include "tests/support/kernel.h"
+
+#define SHARED_MODE (UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MINOR)
+
+struct merged {
+        int context, segment;
+        void *run;
+};
+
+static struct merged map_merged(size_t n_pages, uint64_t seed) {
+        struct merged m = { .context = uffd_open(SHARED_FEATURES), .segment = segment_open(n_pages, seed) };
+
+        m.run = map_segment(NULL, n_pages, m.segment, 0);
+        CHECK_EQ(uffd_register(m.context, m.run, n_pages, SHARED_MODE), 0);
+        CHECK_EQ(uffd_continue(m.context, m.run, n_pages, UFFDIO_CONTINUE_MODE_WP), 0);
+        return m;
+}
+
+static long minor_faults(void) {
+        struct rusage u;
+
+        CHECK(getrusage(RUSAGE_THREAD, &u) == 0);
+        return u.ru_minflt;
+}
+
+static bool segment_holds(int fd, size_t slot, uint64_t seed) {
+        char page[KSM_PAGE_SIZE] __attribute__((aligned(8)));
+
+        CHECK_EQ(pread(fd, page, sizeof(page), (off_t) (slot * KSM_PAGE_SIZE)), KSM_PAGE_SIZE);
+        return page_holds(page, seed);
+}
+
+/* Removes a page as a program does with a raw system call, with this thread reading the event. */
+static void dontneed_page(void *page) {
+        CHECK(madvise(page, KSM_PAGE_SIZE, MADV_DONTNEED) == 0);
+}
+
+static void remove_page(struct merged *m, void *page) {
+        struct toucher t;
+        struct uffd_msg msg;
+
+        toucher_start(&t, dontneed_page, page);
+        CHECK(uffd_next(m->context, &msg, 5000));
+        CHECK_EQ(msg.event, UFFD_EVENT_REMOVE);
+        toucher_join(&t);
+}
+
+static void read_first_word(void *page) {
+        (void) *(volatile uint64_t *) page;
+}
+
+static bool has_wp_bit(const void *page) {
+        _cleanup_close_ int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+        uint64_t entry;
+
+        CHECK(pread(fd, &entry, sizeof(entry), (off_t) ((uintptr_t) page / KSM_PAGE_SIZE * sizeof(entry))) ==
+              sizeof(entry));
+        return entry & 1ULL << 57;
+}
+
+static void continue_populates_and_protects_so_that_reads_do_not_fault(void) {
+        enum { N = 32 };
+        struct merged m = map_merged(N, 10);
+        long before;
+        bool same = true;
+
+        CHECK_EQ(count_pages(m.run, N, PAGE_IS_PRESENT | PAGE_IS_FILE | PAGE_IS_WPALLOWED), N);
+        CHECK_EQ(count_pages(m.run, N, PAGE_IS_WRITTEN), 0);
+        before = minor_faults();
+        for (size_t i = 0; i < N; i++)
+                same &= page_holds(page_at(m.run, i), 10 + i);
+        CHECK_EQ(minor_faults(), before);
+        CHECK(same);
+}
+
+static void write_to_a_merged_page_is_a_copy_that_shows_written_and_not_file(void) {
+        struct merged m = map_merged(2, 20);
+
+        page_fill(m.run, 99); /* returns at once: nobody answers anything */
+        CHECK_EQ(page_categories(m.run) & (PAGE_IS_WRITTEN | PAGE_IS_FILE | PAGE_IS_PRESENT),
+                 PAGE_IS_WRITTEN | PAGE_IS_PRESENT);
+        CHECK(segment_holds(m.segment, 0, 20));
+        CHECK_EQ(page_categories(page_at(m.run, 1)) & (PAGE_IS_WRITTEN | PAGE_IS_FILE), PAGE_IS_FILE);
+        CHECK_EQ(scan_written(m.run, 2), 1);
+        CHECK_EQ(scan_written(m.run, 2), 0); /* the copy is tracked like any page */
+        CHECK(page_holds(m.run, 99));
+}
+
+/* -- what fuses: runs are VMAs, and VMAs are what a process has few of --------------------------------------------- */
+
+enum populate { BY_CONTINUE, BY_CONTINUE_ELSEWHERE, BY_READ };
+
+/* Protects what still is the segment's page, leaves what a write copied meanwhile to read as WRITTEN. */
+static void protect_file_pages(void *at, size_t n_pages) {
+        _cleanup_close_ int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+        struct page_region region;
+        struct pm_scan_arg arg = {
+                .size = sizeof(arg), .flags = PM_SCAN_WP_MATCHING, .start = (uintptr_t) at,
+                .end = (uintptr_t) page_at(at, n_pages), .vec = (uintptr_t) &region, .vec_len = 1,
+                .category_mask = PAGE_IS_FILE | PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_WPALLOWED,
+                .return_mask = PAGE_IS_FILE,
+        };
+
+        CHECK(fd >= 0);
+        CHECK(ioctl(fd, PAGEMAP_SCAN, &arg) >= 0);
+}
+
+static void merge_page(struct merged *m, size_t i, enum populate how) {
+        void *page = page_at(m->run, i), *mapped = map_segment(how == BY_CONTINUE_ELSEWHERE ? NULL : page, 1, m->segment, i);
+
+        if (how == BY_READ)
+                CHECK(madvise(mapped, KSM_PAGE_SIZE, MADV_POPULATE_READ) == 0);
+        CHECK_EQ(uffd_register(m->context, mapped, 1, SHARED_MODE), 0);
+        if (how == BY_READ)
+                protect_file_pages(mapped, 1);
+        else
+                CHECK_EQ(uffd_continue(m->context, mapped, 1, UFFDIO_CONTINUE_MODE_WP), 0);
+        if (how == BY_CONTINUE_ELSEWHERE) {
+                CHECK(mremap(mapped, KSM_PAGE_SIZE, KSM_PAGE_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, page) == page);
+                CHECK_EQ(uffd_register(m->context, page, 1, SHARED_MODE), 0);
+        }
+}
+
+/* n single merges into consecutive slots: pages in ascending order, or all even ones first. Returns the VMAs it took. */
+static size_t merge_singly(size_t n_pages, bool even_first, enum populate how) {
+        struct merged m = { .context = uffd_open(SHARED_FEATURES), .segment = segment_open(n_pages, 30) };
+        int track = uffd_open(TRACK_FEATURES);
+        size_t stride = even_first ? 2 : 1, vmas;
+
+        m.run = map_filled(n_pages, 30);
+        CHECK_EQ(uffd_register(track, m.run, n_pages, UFFDIO_REGISTER_MODE_WP), 0);
+        for (size_t first = 0; first < stride; first++)
+                for (size_t i = first; i < n_pages; i += stride)
+                        merge_page(&m, i, how);
+        if (how != BY_CONTINUE_ELSEWHERE)
+                CHECK_EQ(count_pages(m.run, n_pages, PAGE_IS_WRITTEN), 0);
+        for (size_t i = 0; i < n_pages; i++)
+                CHECK(page_holds(page_at(m.run, i), 30 + i));
+        vmas = count_vmas(m.run, n_pages);
+        printf("%zu VMAs after %zu single merges\n", vmas, n_pages);
+        return vmas;
+}
+
+static void single_merges_fuse_when_placed_before_they_are_populated(void) {
+        CHECK(merge_singly(4096, false, BY_CONTINUE) <= 32);
+}
+
+static void runs_populated_before_they_are_placed_never_fuse(void) {
+        CHECK_EQ(merge_singly(256, false, BY_CONTINUE_ELSEWHERE), 256);
+}
+
+/* CONTINUE gives each island an anon_vma of its own; what is merged between two islands fuses with one of them only. */
+static void runs_populated_apart_by_continue_never_fuse(void) {
+        CHECK_EQ(merge_singly(256, true, BY_CONTINUE), 128);
+}
+
+/* A read fault prepares no anon_vma: such runs fuse in any order. */
+static void runs_populated_by_read_fuse_in_any_order(void) {
+        CHECK_EQ(merge_singly(4096, true, BY_READ), 1);
+}
+
+static void protecting_file_pages_only_keeps_a_racing_write_visible(void) {
+        struct merged m = { .context = uffd_open(SHARED_FEATURES), .segment = segment_open(2, 35) };
+
+        m.run = map_segment(NULL, 2, m.segment, 0);
+        CHECK(madvise(m.run, 2 * KSM_PAGE_SIZE, MADV_POPULATE_READ) == 0);
+        page_fill(m.run, 5); /* before the context is there */
+        CHECK_EQ(uffd_register(m.context, m.run, 2, SHARED_MODE), 0);
+        protect_file_pages(m.run, 2);
+        CHECK_EQ(page_categories(m.run) & (PAGE_IS_WRITTEN | PAGE_IS_FILE), PAGE_IS_WRITTEN);
+        CHECK_EQ(page_categories(page_at(m.run, 1)) & (PAGE_IS_WRITTEN | PAGE_IS_FILE), PAGE_IS_FILE);
+        page_fill(page_at(m.run, 1), 6);
+        CHECK_EQ(page_categories(page_at(m.run, 1)) & (PAGE_IS_WRITTEN | PAGE_IS_FILE), PAGE_IS_WRITTEN);
+}
+
+/* -- pages that the program removes ------------------------------------------------------------------------------ */
+
+/* So ZEROPAGE alone cannot answer a removed page. */
+static void zap_of_a_protected_page_leaves_a_marker_that_zeropage_does_not_replace(void) {
+        struct merged m = map_merged(1, 40);
+
+        remove_page(&m, m.run);
+        CHECK_EQ(page_categories(m.run) & (PAGE_IS_PRESENT | PAGE_IS_WRITTEN), 0);
+        CHECK(has_wp_bit(m.run));
+        CHECK_EQ(uffd_zeropage(m.context, m.run, 1), -EEXIST);
+        CHECK_EQ(uffd_writeprotect(m.context, m.run, 1, false), 0);
+        CHECK(!has_wp_bit(m.run));
+        CHECK_EQ(uffd_zeropage(m.context, m.run, 1), 0);
+        CHECK(page_is_zero(m.run));
+}
+
+static void removed_page_faults_minor_and_is_answered_with_zeros(void) {
+        struct merged m = map_merged(3, 50);
+        void *page = page_at(m.run, 1);
+        struct toucher t;
+        struct uffd_msg msg;
+
+        remove_page(&m, page);
+        toucher_start(&t, read_first_word, page);
+        CHECK(uffd_next(m.context, &msg, 5000));
+        CHECK_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
+        CHECK(msg.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR);
+        CHECK_EQ(uffd_writeprotect(m.context, page, 1, false), 0);
+        CHECK_EQ(uffd_zeropage(m.context, page, 1), 0);
+        toucher_join(&t);
+        CHECK(page_is_zero(page));
+        CHECK(!(page_categories(page) & PAGE_IS_FILE));
+        CHECK_EQ(count_vmas(m.run, 3), 1); /* costs no VMA */
+        page_fill(page, 77);
+        CHECK(page_holds(page, 77) && page_holds(m.run, 50) && page_holds(page_at(m.run, 2), 52));
+        CHECK(segment_holds(m.segment, 1, 51));
+}
+
+/* The PTE of a page that is still the segment's can go without an event (reclaim, migration). Here: zapped while no context
+ * watched. */
+static void page_lost_without_a_remove_event_is_answered_with_continue(void) {
+        struct merged m = map_merged(1, 60);
+        struct toucher t;
+        struct uffd_msg msg;
+
+        CHECK_EQ(uffd_unregister(m.context, m.run, 1), 0);
+        dontneed_page(m.run);
+        CHECK_EQ(uffd_register(m.context, m.run, 1, SHARED_MODE), 0);
+        toucher_start(&t, read_first_word, m.run);
+        CHECK(uffd_next(m.context, &msg, 5000));
+        CHECK(msg.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR);
+        CHECK_EQ(uffd_continue(m.context, m.run, 1, UFFDIO_CONTINUE_MODE_WP), 0);
+        toucher_join(&t);
+        CHECK(page_holds(m.run, 60));
+        CHECK_EQ(page_categories(m.run) & (PAGE_IS_FILE | PAGE_IS_WRITTEN), PAGE_IS_FILE);
+}
+
+static void continue_over_a_marker_succeeds_or_says_eexist(void) {
+        struct merged m = map_merged(1, 65);
+        int r;
+
+        remove_page(&m, m.run);
+        r = uffd_continue(m.context, m.run, 1, UFFDIO_CONTINUE_MODE_WP);
+        printf("CONTINUE over a marker: %s\n", r < 0 ? strerror(-r) : "ok");
+        CHECK(r == 0 || r == -EEXIST);
+        if (r == 0)
+                CHECK(page_holds(m.run, 65));
+}
+
+static void zeropage_into_an_empty_pte_of_a_private_memfd_mapping_works(void) {
+        int context = uffd_open(SHARED_FEATURES), segment = segment_open(1, 70);
+        void *p = map_segment(NULL, 1, segment, 0);
+
+        CHECK_EQ(uffd_register(context, p, 1, SHARED_MODE), 0);
+        CHECK_EQ(uffd_zeropage(context, p, 1), 0);
+        CHECK(page_is_zero(p));
+        CHECK(segment_holds(segment, 0, 70));
+}
+
+/* Unshare: MADV_POPULATE_WRITE breaks the sharing, bytes stay. */
+static void populate_write_makes_anonymous_copies_of_merged_pages(void) {
+        enum { N = 8 };
+        struct merged m = map_merged(N, 80);
+
+        CHECK_EQ(uffd_unregister(m.context, m.run, N), 0);
+        CHECK(madvise(m.run, N * KSM_PAGE_SIZE, MADV_POPULATE_WRITE) == 0);
+        CHECK_EQ(count_pages(m.run, N, PAGE_IS_FILE), 0);
+        CHECK_EQ(count_pages(m.run, N, PAGE_IS_PRESENT), N);
+        for (size_t i = 0; i < N; i++)
+                CHECK(page_holds(page_at(m.run, i), 80 + i) && segment_holds(m.segment, i, 80 + i));
+}
+
+/* Without CONTINUE a merged run would fault page by page. */
+static void fault_around_is_off_in_registered_mappings(void) {
+        enum { N = 16 };
+        int context = uffd_open(TRACK_FEATURES), segment = segment_open(N, 90);
+        void *plain = map_segment(NULL, N, segment, 0), *tracked = map_segment(NULL, N, segment, 0);
+
+        CHECK_EQ(uffd_register(context, tracked, N, UFFDIO_REGISTER_MODE_WP), 0);
+        read_first_word(plain);
+        read_first_word(tracked);
+        CHECK(count_pages(plain, N, PAGE_IS_PRESENT) > 1);
+        CHECK_EQ(count_pages(tracked, N, PAGE_IS_PRESENT), 1);
+}
+
+static void segment_outlives_its_fd_through_mappings(void) {
+        struct merged m = map_merged(1, 95);
+
+        m.segment = close_fd(m.segment);
+        CHECK(page_holds(m.run, 95));
+}
+
+FACTS(FACT(continue_populates_and_protects_so_that_reads_do_not_fault),
+      FACT(write_to_a_merged_page_is_a_copy_that_shows_written_and_not_file),
+      FACT(single_merges_fuse_when_placed_before_they_are_populated),
+      FACT(runs_populated_before_they_are_placed_never_fuse),
+      FACT(runs_populated_apart_by_continue_never_fuse),
+      FACT(runs_populated_by_read_fuse_in_any_order),
+      FACT(protecting_file_pages_only_keeps_a_racing_write_visible),
+      FACT(zap_of_a_protected_page_leaves_a_marker_that_zeropage_does_not_replace),
+      FACT(removed_page_faults_minor_and_is_answered_with_zeros),
+      FACT(page_lost_without_a_remove_event_is_answered_with_continue),
+      FACT(continue_over_a_marker_succeeds_or_says_eexist),
+      FACT(zeropage_into_an_empty_pte_of_a_private_memfd_mapping_works),
+      FACT(populate_write_makes_anonymous_copies_of_merged_pages),
+      FACT(fault_around_is_off_in_registered_mappings),
+      FACT(segment_outlives_its_fd_through_mappings))
