@@ -20,6 +20,8 @@
 #include "ctl/verb_list.h"
 
 #define TICK_MSEC 500
+/* Until the handshake: so that a command of a tenth of a second is seen too. */
+#define FIRST_TICK_MSEC 50
 /* An agent connects some milliseconds after main starts; a program that takes longer to get there is rare. */
 #define HANDSHAKE_WARN_USEC 3000000
 
@@ -110,7 +112,7 @@ static int supervise(struct run *run) {
                 if (now >= next_tick_usec) {
                         watch_tick(&run->watch);
                         warn_if_not_connected(run, now);
-                        next_tick_usec = now + TICK_MSEC * 1000;
+                        next_tick_usec = now + (run->watch.seen || run->warned ? TICK_MSEC : FIRST_TICK_MSEC) * 1000;
                 }
                 warn_if_lost(run);
         }
@@ -140,7 +142,7 @@ static void report(const struct run *run) {
                 return;
         format_usec(duration, now_usec() - run->started_usec);
         if (!w->seen) {
-                complain("%s ran %s; nothing was merged: it never connected to userksmd", run->command[0], duration);
+                complain("%s ran %s; nothing was merged: it was not seen connected to userksmd", run->command[0], duration);
                 return;
         }
         complain("%s ran %s under userksmd\n"
