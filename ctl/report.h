@@ -19,3 +19,4 @@ enum report_parts { REPORT_COUNTERS_ONLY = 0, REPORT_WITH_PROCESSES = 1 };
 int report_print_status(const struct report *r, bool wide, FILE *f);
 int report_print_json(const struct report *r, enum report_parts parts, FILE *f);
 int report_print_counters(const struct report *r, FILE *f);
+void report_print_counter_help(FILE *f); /* what each counter means */

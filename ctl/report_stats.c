@@ -14,6 +14,18 @@ static const char *const counter_names[] = {
 #undef X
 };
 
+void report_print_counter_help(FILE *f) {
+        static const char *const texts[] = {
+#define X(name, unit, text) text,
+                COUNTERS(X)
+#undef X
+        };
+
+        fprintf(f, "\nCounters:\n");
+        for (size_t i = 0; i < COUNTER_MAX_; i++)
+                fprintf(f, "  %-24s %s\n", counter_names[i], texts[i]);
+}
+
 int report_print_counters(const struct report *r, FILE *f) {
         for (size_t i = 0; i < COUNTER_MAX_; i++)
                 fprintf(f, "%s %" PRId64 "\n", counter_names[i], ((const int64_t *) &r->counters)[i]);

@@ -17,6 +17,7 @@ static int run_stats(const struct ctl *ctl, int argc, char **argv) {
                 switch (c) {
                 case 'h':
                         verb_print_help(&verb_stats);
+                        report_print_counter_help(stdout);
                         return STATUS_OK;
                 case 'j':
                         json = true;
@@ -47,14 +48,14 @@ const struct verb verb_stats = {
         .help = "Prints every counter of the daemon, one \"name value\" a line, or as one JSON object.\n"
                 "\n"
                 "Names and meanings up to general_profit are those of /sys/kernel/mm/ksm; counters of pages count pages\n"
-                "of 4 KiB, names with _bytes and _usec say their unit. docs/operations.md explains each. New counters are\n"
-                "added at the end; a counter that an older daemon does not have is 0.\n"
+                "of 4 KiB, names with _bytes and _usec say their unit. New counters are added at the end; a counter that\n"
+                "an older daemon does not have is 0. docs/operations.md says how to read them.\n"
                 "\n"
                 "The JSON object has version, pid, uptime_usec, page_bytes, saved_bytes and counters (an object by name).\n"
                 "'ksmctl status --json' has the processes too.\n"
                 "\n"
                 "Options:\n"
                 "      --json  JSON instead of lines\n"
-                "  -h, --help  this text",
+                "  -h, --help  this text and what each counter means",
         .run = run_stats,
 };
