@@ -1,5 +1,6 @@
 /* UFFDIO_MOVE: what it moves, what it refuses and how it reports. The transitions merge and zero (lib/) stand on these. */
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/wait.h>
 
@@ -146,6 +147,34 @@ static void move_refuses_pages_shared_by_fork_until_written(void) {
         CHECK(page_holds(page_at(t.run, 1), 31));
 }
 
+/* What the agent does with such a page when nobody else maps it any more (pagemap bit 56): no byte changes, no copy. */
+static void populate_write_makes_a_page_exclusive_again_without_a_copy(void) {
+        struct move_test t = prepare(2, 35);
+        uint64_t pfn = page_pfn(t.run), *second = page_at(t.run, 1);
+        int ready[2];
+        pid_t child;
+        char byte;
+
+        CHECK(pipe2(ready, O_CLOEXEC) == 0);
+        child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+                *(volatile uint64_t *) t.run = 1; /* a copy of its own: the parent is alone with its page again */
+                CHECK_EQ(write(ready[1], "r", 1), 1);
+                pause();
+        }
+        CHECK_EQ(read(ready[0], &byte, 1), 1);
+        CHECK(page_is_mapped_once(t.run));
+        CHECK(!page_is_mapped_once(second));
+        CHECK_EQ(move_out(&t, 0, 1, NULL), -EBUSY);
+        CHECK(madvise(t.run, KSM_PAGE_SIZE, MADV_POPULATE_WRITE) == 0);
+        CHECK_EQ(page_pfn(t.run), pfn);
+        CHECK_EQ(move_out(&t, 0, 1, NULL), 0);
+        CHECK(page_holds(t.scratch, 35));
+        CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+        CHECK(page_is_mapped_once(second));
+}
+
 static void move_refuses_a_source_of_several_vmas(void) {
         struct move_test t = prepare(4, 40);
 
@@ -205,6 +234,8 @@ static void move_from_a_marker_is_efault_and_onto_one_is_eexist(void) {
 
         CHECK_EQ(uffd_move(track, marked, t.run, 1, 0, NULL), -EEXIST);
         CHECK(page_holds(t.run, 80));
+        CHECK_EQ(uffd_writeprotect(track, marked, 1, false), 0);
+        CHECK_EQ(uffd_move(track, marked, t.run, 1, 0, NULL), 0); /* the context never asked for UFFD_FEATURE_MOVE */
 }
 
 /* What a failure in the middle leaves behind is read from the destination, not from the ioctl. */
@@ -305,6 +336,7 @@ FACTS(FACT(move_leaves_a_hole_that_blocks_user_access),
       FACT(user_mode_only_context_fails_kernel_access),
       FACT(move_works_through_the_context_of_the_destination),
       FACT(move_refuses_pages_shared_by_fork_until_written),
+      FACT(populate_write_makes_a_page_exclusive_again_without_a_copy),
       FACT(move_refuses_a_source_of_several_vmas),
       FACT(move_refuses_mlocked_read_only_and_file_sources),
       FACT(move_of_a_hole_is_enoent_or_counted),

@@ -54,15 +54,6 @@ static void read_first_word(void *page) {
         (void) *(volatile uint64_t *) page;
 }
 
-static bool has_wp_bit(const void *page) {
-        _cleanup_close_ int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-        uint64_t entry;
-
-        CHECK(pread(fd, &entry, sizeof(entry), (off_t) ((uintptr_t) page / KSM_PAGE_SIZE * sizeof(entry))) ==
-              sizeof(entry));
-        return entry & 1ULL << 57;
-}
-
 static void continue_populates_and_protects_so_that_reads_do_not_fault(void) {
         enum { N = 32 };
         struct merged m = map_merged(N, 10);
@@ -186,10 +177,10 @@ static void zap_of_a_protected_page_leaves_a_marker_that_zeropage_does_not_repla
 
         remove_page(&m, m.run);
         CHECK_EQ(page_categories(m.run) & (PAGE_IS_PRESENT | PAGE_IS_WRITTEN), 0);
-        CHECK(has_wp_bit(m.run));
+        CHECK(page_has_wp_bit(m.run));
         CHECK_EQ(uffd_zeropage(m.context, m.run, 1), -EEXIST);
         CHECK_EQ(uffd_writeprotect(m.context, m.run, 1, false), 0);
-        CHECK(!has_wp_bit(m.run));
+        CHECK(!page_has_wp_bit(m.run));
         CHECK_EQ(uffd_zeropage(m.context, m.run, 1), 0);
         CHECK(page_is_zero(m.run));
 }

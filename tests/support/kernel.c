@@ -246,13 +246,27 @@ size_t count_vmas(const void *at, size_t n_pages) {
         return n;
 }
 
-uint64_t page_pfn(const void *page) {
+static uint64_t pagemap_entry(const void *page) {
         _cleanup_close_ int fd = own_pagemap();
         uint64_t entry;
 
         CHECK(pread(fd, &entry, sizeof(entry), (off_t) ((uintptr_t) page / KSM_PAGE_SIZE * sizeof(entry))) ==
               sizeof(entry));
-        return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0; /* 0 too without CAP_SYS_ADMIN */
+        return entry;
+}
+
+uint64_t page_pfn(const void *page) {
+        uint64_t entry = pagemap_entry(page);
+
+        return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
+}
+
+bool page_is_mapped_once(const void *page) {
+        return pagemap_entry(page) & 1ULL << 56;
+}
+
+bool page_has_wp_bit(const void *page) {
+        return pagemap_entry(page) & 1ULL << 57;
 }
 
 uint64_t page_kflags(const void *page) {

@@ -69,7 +69,9 @@ size_t scan_written(const void *at, size_t n_pages);
 size_t count_vmas(const void *at, size_t n_pages);
 /* /proc/kpageflags of the page mapped here, 0 when not permitted or not present. KPF_* bits of kernel-page-flags.h. */
 uint64_t page_kflags(const void *page);
-uint64_t page_pfn(const void *page);
+uint64_t page_pfn(const void *page); /* 0 without CAP_SYS_ADMIN */
+bool page_is_mapped_once(const void *page); /* pagemap bit 56 */
+bool page_has_wp_bit(const void *page);     /* pagemap bit 57: write-protected page, or marker where none is present */
 bool page_is_compound(const void *page); /* part of a large folio, however mapped; skips without root */
 
 /* -- another thread ------------------------------------------------------------------------------------------ */
