@@ -3,6 +3,7 @@
 An engine is a context manager. Inside it: command() and environment() say how to start a program, start_merging()
 begins (programs load unmerged, so that the oracle sees them whole), own_pids() names processes whose memory must be
 counted too, summary() gives figures of its own. What it changes on the machine, an engine puts back on exit."""
+import fcntl
 import json
 import os
 import pathlib
@@ -60,19 +61,34 @@ class NoEngine:
 
 
 class KernelKsm(NoEngine):
-    """Kernel KSM, fast: every page each pass, no sleep to speak of, zero pages merged."""
+    """Kernel KSM, fast: every page each pass, no sleep to speak of, zero pages merged.
+
+    Its settings are the machine's, so one user at a time (a lock), and what was found is written down first: were we
+    killed outright, the next one puts it back."""
     name = "ksm"
     # Large enough that a pass over a few GiB is one batch.
     SETTINGS = {"pages_to_scan": "1000000", "sleep_millisecs": "20", "use_zero_pages": "1", "smart_scan": "0"}
     PASSES = 3
+    LOCK = pathlib.Path("/run/lock/userksm-ksm-settings.json")
+    LOCK_SECONDS = 300
 
     def __enter__(self):
         if not os.access(KSM / "run", os.W_OK):
             raise Skip("kernel KSM cannot be controlled here (not root, or CONFIG_KSM=n)")
+        self.lock = open(self.LOCK, "a+")
+        wait_until(self._try_lock, self.LOCK_SECONDS, "another comparison with kernel KSM", 0.5)
+        self.lock.seek(0)
+        left_behind = self.lock.read()
+        if left_behind:
+            self.saved = json.loads(left_behind)
+            self._put_back()
         if (KSM / "run").read_text().strip() == "1":
+            self.lock.close()
             raise Skip("kernel KSM is in use on this machine; it is left alone")
         names = [n for n in self.SETTINGS if (KSM / n).exists()]
         self.saved = {n: (KSM / n).read_text().strip() for n in ["run", *names]}
+        self.lock.write(json.dumps(self.saved))
+        self.lock.flush()
         self.ksmd = next((int(p.parent.name) for p in pathlib.Path("/proc").glob("[0-9]*/comm")
                           if p.read_text().strip() == "ksmd"), None)
         try:
@@ -83,12 +99,26 @@ class KernelKsm(NoEngine):
             raise Skip(f"kernel KSM does not accept its settings: {e}") from e
         return self
 
-    def restore(self):
+    def _try_lock(self):
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _put_back(self):
         (KSM / "run").write_text("2")  # unmerge what is left, then as it was
         for n, value in self.saved.items():
             if n != "run":
                 (KSM / n).write_text(value)
         (KSM / "run").write_text(self.saved["run"])
+        self.lock.truncate(0)
+
+    def restore(self):
+        try:
+            self._put_back()
+        finally:
+            self.lock.close()
 
     def __exit__(self, *exception):
         self.restore()
