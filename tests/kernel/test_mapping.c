@@ -157,6 +157,37 @@ static void mremap_over_several_runs_fails_and_grows_into_the_next_slot(void) {
         CHECK(page_holds(page_at(grown, 1), 11)); /* another's page, not zeros: why it must be restored first */
 }
 
+static unsigned read_max_map_count(void) {
+        FILE *f = fopen("/proc/sys/vm/max_map_count", "re");
+        unsigned n = 0;
+
+        if (!f || fscanf(f, "%u", &n) != 1)
+                fact_skip("cannot read vm.max_map_count");
+        fclose(f);
+        return n;
+}
+
+/* The program's own munmap included: why merged runs stay below half of the limit. */
+static void at_max_map_count_every_split_fails_and_nothing_is_lost(void) {
+        unsigned limit = read_max_map_count();
+        int context = uffd_open(TRACK_FEATURES);
+        void *p = map_filled(3, 1), *filler;
+
+        if (limit > 300000)
+                fact_skip("vm.max_map_count is %u: filling it takes too long", limit);
+        filler = mmap(NULL, (limit + 2UL) * KSM_PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        CHECK(filler != MAP_FAILED);
+        for (size_t i = 1; i < limit; i += 2)
+                if (mprotect(page_at(filler, i), KSM_PAGE_SIZE, PROT_READ) < 0)
+                        break;
+        CHECK(errno == ENOMEM);
+        /* one more fits after some splits: use it up, if it is there */
+        (void) mprotect(filler, KSM_PAGE_SIZE, PROT_READ | PROT_WRITE);
+        CHECK(munmap(page_at(p, 1), KSM_PAGE_SIZE) < 0 && errno == ENOMEM);
+        CHECK_EQ(uffd_register(context, page_at(p, 1), 1, UFFDIO_REGISTER_MODE_WP), -ENOMEM);
+        CHECK(page_holds(p, 1) && page_holds(page_at(p, 1), 2) && page_holds(page_at(p, 2), 3));
+}
+
 /* -- barriers, fd tables --------------------------------------------------------------------------------------------- */
 
 /* The mapping lock's handshake (Dekker): after the barrier at least one side sees the other's store. */
@@ -232,5 +263,6 @@ FACTS(FACT(procmap_query_describes_anonymous_and_segment_mappings),
       FACT(consecutive_slots_fuse_and_others_do_not),
       FACT(anonymous_pages_moved_by_mremap_never_fuse_with_neighbours),
       FACT(mremap_over_several_runs_fails_and_grows_into_the_next_slot),
+      FACT(at_max_map_count_every_split_fails_and_nothing_is_lost),
       FACT(membarrier_makes_a_plain_store_enough),
       FACT(close_range_unshare_gives_one_thread_its_own_table))

@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
+#include <sys/wait.h>
 
 #include "tests/support/kernel.h"
 
@@ -274,6 +275,46 @@ static void fault_around_is_off_in_registered_mappings(void) {
         CHECK_EQ(count_pages(tracked, N, PAGE_IS_PRESENT), 1);
 }
 
+static void child_keeps_merged_pages_and_copies_them_on_write(void) {
+        struct merged m = map_merged(2, 97);
+        int status;
+        pid_t child = fork();
+
+        CHECK(child >= 0);
+        if (child == 0) {
+                CHECK(page_holds(m.run, 97));
+                CHECK_EQ(count_pages(m.run, 2, PAGE_IS_WPALLOWED), 0); /* untracked until it registers itself */
+                page_fill(m.run, 1);
+                CHECK(page_holds(m.run, 1));
+                _exit(0);
+        }
+        CHECK(waitpid(child, &status, 0) == child);
+        CHECK_EQ(status, 0);
+        CHECK(page_holds(m.run, 97) && segment_holds(m.segment, 0, 97));
+        CHECK_EQ(count_pages(m.run, 2, PAGE_IS_WRITTEN), 0);
+}
+
+/* POPULATE_WRITE (unshare) in MINOR mode would wait for whoever reads the context, once a page is missing. */
+static void populate_write_page(void *page) {
+        (void) madvise(page, KSM_PAGE_SIZE, MADV_POPULATE_WRITE);
+}
+
+static void populate_in_minor_mode_waits_for_the_reader_of_the_context(void) {
+        struct merged m = map_merged(1, 98);
+        struct toucher t;
+        struct uffd_msg msg;
+
+        remove_page(&m, m.run);
+        toucher_start(&t, populate_write_page, m.run);
+        CHECK(uffd_next(m.context, &msg, 5000));
+        CHECK_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
+        CHECK(!toucher_done(&t));
+        CHECK_EQ(uffd_writeprotect(m.context, m.run, 1, false), 0);
+        CHECK_EQ(uffd_zeropage(m.context, m.run, 1), 0);
+        toucher_join(&t);
+        CHECK(page_is_zero(m.run));
+}
+
 static void segment_outlives_its_fd_through_mappings(void) {
         struct merged m = map_merged(1, 95);
 
@@ -295,4 +336,6 @@ FACTS(FACT(continue_populates_and_protects_so_that_reads_do_not_fault),
       FACT(zeropage_into_an_empty_pte_of_a_private_memfd_mapping_works),
       FACT(populate_write_makes_anonymous_copies_of_merged_pages),
       FACT(fault_around_is_off_in_registered_mappings),
+      FACT(child_keeps_merged_pages_and_copies_them_on_write),
+      FACT(populate_in_minor_mode_waits_for_the_reader_of_the_context),
       FACT(segment_outlives_its_fd_through_mappings))

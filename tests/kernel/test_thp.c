@@ -117,6 +117,17 @@ static void move_of_a_run_of_pieces_works(void) {
                 CHECK(page_holds(page_at(scratch, i), 7 + 64 + i));
 }
 
+/* So after step 1 of a merge PAGEMAP_SCAN no longer shows a huge page, though the folio is still one. */
+static void registering_a_piece_splits_the_mapping_and_not_the_folio(void) {
+        int context = uffd_open(GUARD_FEATURES);
+        void *p = map_huge(12);
+
+        CHECK_EQ(uffd_register(context, page_at(p, 64), 64, UFFDIO_REGISTER_MODE_MISSING), 0);
+        CHECK_EQ(count_pages(p, HUGE_PAGES, PAGE_IS_HUGE), 0);
+        CHECK_EQ(count_compound(p), HUGE_PAGES);
+        check_contents(p, 12);
+}
+
 /* UFFDIO_MOVE of a piece of a referenced huge page repeats inside the kernel for ever on some kernels, with the VMA locked
  * but killable. The way out is a page at the destination: the next try fails EEXIST. This runs it with that way out
  * ready: the main thread is the watchdog, and the process can be killed at any time. */
@@ -188,5 +199,6 @@ FACTS(FACT(cold_on_a_piece_splits_a_mapped_huge_page),
       FACT(move_of_a_piece_of_a_mapped_huge_page_works),
       FACT(move_of_a_piece_of_a_huge_page_mapped_by_ptes_works),
       FACT(move_of_a_run_of_pieces_works),
+      FACT(registering_a_piece_splits_the_mapping_and_not_the_folio),
       FACT(stuck_move_of_a_mapped_huge_page_can_be_ended),
       FACT(stuck_move_of_a_huge_page_mapped_by_ptes_can_be_ended))

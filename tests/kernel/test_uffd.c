@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 
 #include "tests/support/kernel.h"
@@ -211,6 +212,68 @@ static void fork_drops_the_context_in_the_child_but_its_fd_acts_on_the_parent(vo
         CHECK_EQ(count_pages(page_at(p, 1), 1, PAGE_IS_PRESENT), 0);
 }
 
+/* Why fork waits for the transition in progress: the hole is a hole for the child, and nobody guards it there. */
+static void fork_over_a_hole_gives_the_child_zeros(void) {
+        int guard = uffd_open(GUARD_FEATURES), scratch_context = uffd_open(SCRATCH_FEATURES), status;
+        void *p = map_filled(1, 1), *scratch = map_anon(1);
+        pid_t child;
+
+        CHECK_EQ(uffd_register(guard, p, 1, UFFDIO_REGISTER_MODE_MISSING), 0);
+        CHECK_EQ(uffd_register(scratch_context, scratch, 1, UFFDIO_REGISTER_MODE_MISSING), 0);
+        CHECK_EQ(uffd_move(scratch_context, scratch, p, 1, 0, NULL), 0);
+        child = fork();
+        CHECK(child >= 0);
+        if (child == 0)
+                _exit(page_is_zero(p) ? 0 : 1);
+        CHECK(waitpid(child, &status, 0) == child);
+        CHECK_EQ(status, 0);
+        /* and what waits in scratch is not exclusive any more: it comes back only after a write to it */
+        CHECK_EQ(uffd_move(guard, p, scratch, 1, 0, NULL), -EBUSY);
+        CHECK(madvise(scratch, KSM_PAGE_SIZE, MADV_POPULATE_WRITE) == 0);
+        CHECK_EQ(uffd_move(guard, p, scratch, 1, 0, NULL), 0);
+        CHECK(page_holds(p, 1));
+}
+
+static void scratch_without_events_can_be_dropped_by_its_owner(void) {
+        int context = uffd_open(SCRATCH_FEATURES);
+        void *p = map_filled(1, 1);
+
+        CHECK_EQ(uffd_register(context, p, 1, UFFDIO_REGISTER_MODE_MISSING), 0);
+        CHECK(madvise(p, KSM_PAGE_SIZE, MADV_DONTNEED) == 0); /* nobody reads the context: would wait for ever */
+        CHECK_EQ(count_pages(p, 1, PAGE_IS_PRESENT), 0);
+}
+
+/* Why the fast read path is only for clients that answer. */
+static void process_vm_readv_of_a_hole_waits_for_its_owner(void) {
+        int guard = uffd_open(GUARD_FEATURES), status;
+        void *p = map_anon(1);
+        pid_t owner = getpid(), child;
+        struct uffd_msg msg;
+
+        CHECK_EQ(uffd_register(guard, p, 1, UFFDIO_REGISTER_MODE_MISSING), 0);
+        child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+                uint64_t word = 1;
+                struct iovec local = { &word, sizeof(word) }, remote = { p, sizeof(word) };
+
+                alarm(FACT_WATCHDOG_SEC);
+                if (process_vm_readv(owner, &local, 1, &remote, 1, 0) < 0)
+                        _exit(errno == EPERM ? FACT_SKIP_STATUS : 1);
+                _exit(word == 0 ? 0 : 1);
+        }
+        if (!uffd_next(guard, &msg, 5000)) {
+                CHECK(waitpid(child, &status, 0) == child);
+                if (WIFEXITED(status) && WEXITSTATUS(status) == FACT_SKIP_STATUS)
+                        fact_skip("process_vm_readv is not permitted");
+                fact_fail(__FILE__, __LINE__, "no fault arrived, reader's status %#x", status);
+        }
+        CHECK_EQ(waitpid(child, &status, WNOHANG), 0);
+        CHECK_EQ(uffd_zeropage(guard, p, 1), 0);
+        CHECK(waitpid(child, &status, 0) == child);
+        CHECK_EQ(status, 0);
+}
+
 static void mremap_drops_tracking(void) {
         int track = uffd_open(TRACK_FEATURES);
         void *p = map_filled(2, 1), *to = map_anon(2);
@@ -315,5 +378,8 @@ FACTS(FACT(register_wp_over_wp_missing_leaves_missing_armed),
       FACT(remove_event_fires_for_madv_free_too),
       FACT(unread_event_fails_every_call_of_the_context_with_eagain),
       FACT(fork_drops_the_context_in_the_child_but_its_fd_acts_on_the_parent),
+      FACT(fork_over_a_hole_gives_the_child_zeros),
+      FACT(scratch_without_events_can_be_dropped_by_its_owner),
+      FACT(process_vm_readv_of_a_hole_waits_for_its_owner),
       FACT(mremap_drops_tracking),
       FACT(device_fd_gives_an_unprivileged_process_a_full_context))
