@@ -159,7 +159,7 @@ void session_close(struct session *s, int level, const char *reason) {
 
 void session_refuse(struct session *s, int error, const char *reason) {
         struct msg_refused refused = { .error = error };
-        (void) snprintf(refused.reason, sizeof(refused.reason), "%s", reason);
+        (void) snprintf(refused.reason, sizeof(refused.reason), "%.*s", (int) sizeof(refused.reason) - 1, reason);
         /* Best effort: the queue of a new connection is empty. */
         if (!s->closing)
                 (void) channel_send(s->fd, MSG_REFUSED, &refused, NULL, 0, NULL, 0);
