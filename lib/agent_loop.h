@@ -30,6 +30,9 @@ void discover_stop(struct agent *a);
 uint32_t count_vmas(struct agent *a);
 
 /* events.c */
+/* Gives the removed pages of a block (base: its address) that are still empty their zeros. False: a discard under way kept
+ * the context busy for too long. */
+bool events_zero_removed(struct agent *a, uint64_t base, uint64_t mask);
 void events_prepare_fork(struct agent *a);
 
 const char *agent_socket_path(void);

@@ -27,6 +27,10 @@ void *agent_main(void *userdata);
 void agent_reset_in_child(void);
 void fork_register(void); /* pthread_atfork */
 int fork_mark_process(struct agent_control *c);
+/* In a forked child without contexts: replaces what [start, end) maps of segments by zeros. 0 or -errno. */
+int fork_child_discard(int maps_fd, uint64_t start, uint64_t end);
+/* The same where the parent discarded pages and they have no zeros yet. */
+void fork_child_zeros(void);
 bool fork_same_process(const struct agent_control *c);
 
 /* The agent: false while a fork is under way. */

@@ -12,7 +12,7 @@
 static struct book_block *table;
 static uint32_t n_entries; /* power of two, or 0 */
 static uint32_t n_used;
-static _Atomic uint64_t n_removed; /* blocks that ever had a removed bit since the last fork preparation */
+static _Atomic uint64_t n_removed; /* discards of merged pages since the last fork preparation, by block */
 
 static uint32_t place(uint64_t number, uint32_t n) {
         return (uint32_t) ((number * 0x9e3779b97f4a7c15ULL) >> 32) & (n - 1);
@@ -139,7 +139,7 @@ void book_forget(uint64_t start, uint64_t end) {
 
 static bool block_remove(struct book_block *b, uint64_t mask) {
         uint64_t removed = b->merged & mask;
-        if (removed & ~b->removed)
+        if (removed) /* also where the bit is set already: the page may have been written since, and is empty again */
                 atomic_fetch_add(&n_removed, 1);
         b->removed |= removed;
         return false;
@@ -151,6 +151,10 @@ void book_mark_removed(uint64_t start, uint64_t end) {
 
 bool book_take_any_removed(void) {
         return atomic_exchange(&n_removed, 0) != 0;
+}
+
+void book_leave_removed(void) {
+        atomic_fetch_add(&n_removed, 1);
 }
 
 bool book_some_removed(void) {

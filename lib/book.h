@@ -40,4 +40,5 @@ uint64_t book_merged_pages(void);
 void book_mark_removed(uint64_t start, uint64_t end);
 /* True when something was marked since the last call: fork must give those pages their zeros first. */
 bool book_take_any_removed(void);
+void book_leave_removed(void); /* ... which was not done: taken back */
 bool book_some_removed(void); /* the same, asked by any thread, without taking */

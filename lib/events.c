@@ -15,7 +15,8 @@
 #include "lib/sys.h"
 #include "lib/transition.h"
 
-#define FORK_TRIES 64U /* each reads the events that were in the way */
+/* A discard under way needs the processor once more before the context answers again. */
+#define ZERO_WAIT_USEC 10000U
 
 /* False: an unread event of the context stands in the way (EAGAIN). */
 static bool zero_page(struct agent *a, uint64_t address) {
@@ -87,22 +88,42 @@ void agent_drain(void *agent) {
         (void) context_drain(&a->shared, &shared);
 }
 
+/* Pages of [base, base + 64) that were discarded and not touched since: their entries are empty, or hold a marker of the write
+ * protection, which the scan calls swapped. */
+static uint64_t empty_removed(struct agent *a, uint64_t base, uint64_t mask) {
+        const struct book_block *b = book_find(base >> (BLOCK_SHIFT + KSM_PAGE_SHIFT));
+        struct look look;
+        uint64_t removed = b ? b->removed & mask : 0;
+        if (!removed)
+                return 0;
+        return look_at(a->pagemap_fd, base, BLOCK_PAGES, &look) < 0 ? removed : removed & ~look.present;
+}
+
+bool events_zero_removed(struct agent *a, uint64_t base, uint64_t mask) {
+        uint64_t deadline = 0;
+        for (uint64_t m = empty_removed(a, base, mask); m; m &= m - 1)
+                while (!zero_page(a, page_address(base, (unsigned) __builtin_ctzll(m)))) {
+                        uint64_t now = now_usec();
+                        deadline = deadline ? deadline : now + ZERO_WAIT_USEC;
+                        if (now > deadline)
+                                return false;
+                        agent_drain(a);
+                        sys_yield();
+                }
+        return true;
+}
+
 /* The child of a fork gets the page tables but no context: a discarded page without its zeros would read as the segment. A
- * page whose zap is still to come is not empty yet (EEXIST); its caller runs beside the fork, either order is legal. */
+ * page whose zap is still to come is not empty yet. What is left, or comes until the fork, the child does (fork.c). */
 void events_prepare_fork(struct agent *a) {
         agent_drain(a);
         if (!a->contexts_open || !book_take_any_removed())
                 return;
         struct book_walk w = { .start = 0, .end = UINT64_MAX };
         uint64_t block, mask;
-        while (book_walk_next(&w, &block, &mask)) {
-                struct book_block *b = book_find(block);
-                uint64_t base = block << (BLOCK_SHIFT + KSM_PAGE_SHIFT);
-                for (uint64_t m = mask & b->removed; m; m &= m - 1)
-                        for (unsigned tries = 0; tries < FORK_TRIES; tries++) {
-                                if (zero_page(a, page_address(base, (unsigned) __builtin_ctzll(m))))
-                                        break;
-                                agent_drain(a);
-                        }
-        }
+        while (book_walk_next(&w, &block, &mask))
+                if (!events_zero_removed(a, block << (BLOCK_SHIFT + KSM_PAGE_SHIFT), mask)) {
+                        book_leave_removed();
+                        return;
+                }
 }

@@ -8,6 +8,7 @@
  *   started by the first wrapped call (agent_ensure_after_fork), not here: most children exec at once, and other atfork
  *   handlers (malloc's) have not run yet. */
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 
 #include "common/cleanup.h"
@@ -17,6 +18,8 @@
 #include "lib/mailbox.h"
 #include "lib/maplock.h"
 #include "lib/sys.h"
+#include "lib/transition.h"
+#include "lib/vma.h"
 
 /* An agent that does not answer this long is broken; the fork goes on. */
 #define FORK_ANSWER_USEC 2000000U
@@ -72,6 +75,44 @@ void agent_fork_parent(void) {
         atomic_fetch_sub(&c->gate, 1);
 }
 
+int fork_child_discard(int maps_fd, uint64_t start, uint64_t end) {
+        struct vma v;
+        for (uint64_t at = start; at < end && vma_query(maps_fd, at, true, &v) == 0 && v.start < end; at = v.end) {
+                uint64_t from = MAX(at, v.start), to = MIN(v.end, end);
+                if (v.segment) {
+                        long r = sys_mmap(from, to - from, vma_prot(&v), MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+                        if (sys_is_error(r))
+                                return (int) r;
+                }
+                book_forget(from, to);
+        }
+        return 0;
+}
+
+/* Discards go on in other threads of the parent until the kernel copies the page tables, so only the copy shows which of them
+ * the parent's agent had no chance to answer: the book has them (an event is read before its zap), their entry is empty. */
+void fork_child_zeros(void) {
+        if (!book_take_any_removed())
+                return;
+        int pagemap_fd = (int) sys_open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+        int maps_fd = (int) sys_open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+        struct book_walk w = { .start = 0, .end = UINT64_MAX };
+        uint64_t block, mask;
+        while (pagemap_fd >= 0 && maps_fd >= 0 && book_walk_next(&w, &block, &mask)) {
+                uint64_t base = block << (BLOCK_SHIFT + KSM_PAGE_SHIFT), removed = mask & book_find(block)->removed;
+                struct look look;
+                if (!removed || look_at(pagemap_fd, base, BLOCK_PAGES, &look) < 0)
+                        continue;
+                removed &= ~look.present & ~look.swapped;
+                for (unsigned i = 0, n; next_run(removed, &i, &n); i += n)
+                        (void) fork_child_discard(maps_fd, page_address(base, i), page_address(base, i + n));
+        }
+        if (pagemap_fd >= 0)
+                sys_close(pagemap_fd);
+        if (maps_fd >= 0)
+                sys_close(maps_fd);
+}
+
 void agent_fork_child(void) {
         struct agent_control *c = agent_control();
         bool had = had_agent(c);
@@ -84,6 +125,7 @@ void agent_fork_child(void) {
                 atomic_store(c->alive, 1);
         if (atomic_load(&c->state) == AGENT_NONE)
                 return;
+        fork_child_zeros();
         agent_reset_in_child();
         atomic_store(&c->ready, 0);
         atomic_store(&c->state, AGENT_NONE);

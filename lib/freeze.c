@@ -3,6 +3,7 @@
  * The state of a run, and what an access meets in it:
  *
  *   SHARED    in `shared`: reads see the segment, a write makes a private copy (kernel, no waiting).
+ *   FILLED    every entry is there, so what happens between two contexts needs none.       undo: none needed
  *   FROZEN    in `guard`, WP|MINOR, write-protected synchronously: reads of present pages go on, writes and accesses to
  *             absent pages wait.                                                     undo: thaw
  *   COPIED    the bytes stand in anonymous memory of ours (staging).                 undo: drop staging, thaw
@@ -17,6 +18,7 @@
 #include <string.h>
 
 #include "common/cleanup.h"
+#include "lib/agent_loop.h"
 #include "lib/book.h"
 #include "lib/sys.h"
 #include "lib/transition.h"
@@ -30,6 +32,24 @@ static int protect(struct transition *t, uint64_t start, uint64_t end) {
         while ((r = context_writeprotect(&t->a->guard, start, end, true)) == -EAGAIN && ++tries < PROTECT_TRIES)
                 agent_drain(t->a);
         return r;
+}
+
+/* Every page of the run gets an entry while `shared` still watches it: zeros where the program has discarded, else the
+ * segment's. An empty one would read as the segment between two contexts, also where it was discarded; and the freeze
+ * would put a marker there, which cannot be told from swapped memory. */
+static int fill(struct transition *t, uint64_t start, uint64_t end) {
+        struct agent *a = t->a;
+        unsigned at = (unsigned) ((start - t->base) >> KSM_PAGE_SHIFT);
+        uint64_t bits = run_bits(at, (unsigned) ((end - start) >> KSM_PAGE_SHIFT));
+        struct look look;
+        if (!events_zero_removed(a, t->base, bits))
+                return -EAGAIN;
+        int r = look_at(a->pagemap_fd, t->base, BLOCK_PAGES, &look);
+        if (r < 0)
+                return r;
+        for (unsigned i = 0, n; next_run(bits & ~look.present, &i, &n); i += n)
+                transition_populate(a, page_address(t->base, i), page_address(t->base, i + n));
+        return 0;
 }
 
 static int freeze(struct transition *t, uint64_t start, uint64_t end) {
@@ -68,12 +88,6 @@ static int copy_page(struct transition *t, uint64_t address, bool present, bool 
         return n == (long) KSM_PAGE_SIZE ? 0 : n < 0 ? (int) n : -EIO;
 }
 
-static int prot_of(const struct vma *v) {
-        return (v->flags & PROCMAP_QUERY_VMA_READABLE ? PROT_READ : 0) |
-               (v->flags & PROCMAP_QUERY_VMA_WRITABLE ? PROT_WRITE : 0) |
-               (v->flags & PROCMAP_QUERY_VMA_EXECUTABLE ? PROT_EXEC : 0);
-}
-
 /* mremap over the run. Its failures come before anything changed, but for one that the kernel takes for granted not to happen
  * (no memory for a VMA after the target was unmapped): then the target must be filled at any price. */
 static long move_over(struct agent *a, uint64_t from, uint64_t size, uint64_t to) {
@@ -107,14 +121,15 @@ static uint64_t copy_and_replace(struct transition *t, unsigned at, unsigned n, 
         uint64_t copied = bits & ~private;
         for (uint64_t m = copied; m; m &= m - 1) {
                 unsigned i = (unsigned) __builtin_ctzll(m);
-                bool removed = (b->removed | look.zero) >> i & 1;
+                /* A removed page that still maps the segment: its discard failed (MADV_FREE) or is still to come. */
+                bool removed = ((b->removed & ~look.file) | look.zero) >> i & 1;
                 uint8_t *to = (uint8_t *) staging + ((uint64_t) (i - at) << KSM_PAGE_SHIFT);
                 if (copy_page(t, page_address(t->base, i), look.present >> i & 1, removed, to) < 0) {
                         copied &= ~(1ULL << i);
                         transition_set(t, 1ULL << i, APPLY_ERROR);
                 }
         }
-        if (prot_of(v) != (PROT_READ | PROT_WRITE) && sys_mprotect((uint64_t) staging, length, prot_of(v)) < 0)
+        if (vma_prot(v) != (PROT_READ | PROT_WRITE) && sys_mprotect((uint64_t) staging, length, vma_prot(v)) < 0)
                 copied = 0;
         if (rangeset_overlaps(&a->dontfork, page_address(t->base, at), page_address(t->base, at + n)))
                 (void) sys_madvise((uint64_t) staging, length, MADV_DONTFORK);
@@ -142,8 +157,13 @@ static uint64_t copy_and_replace(struct transition *t, unsigned at, unsigned n, 
 static void restore_run(struct transition *t, unsigned at, unsigned n, const struct vma *v) {
         struct agent *a = t->a;
         uint64_t start = page_address(t->base, at), end = page_address(t->base, at + n);
-        int r = freeze(t, start, end);
+        int r = fill(t, start, end);
         uint64_t replaced = 0;
+        if (r < 0) { /* nothing has changed yet */
+                transition_set(t, run_bits(at, n), r == -EAGAIN ? APPLY_BUSY : APPLY_ERROR);
+                return;
+        }
+        r = freeze(t, start, end);
         if (r == 0)
                 replaced = copy_and_replace(t, at, n, v);
         else
@@ -190,7 +210,7 @@ static bool copy_plain(struct agent *a, uint64_t start, uint64_t length, const s
         if (sys_is_error(copy))
                 return false;
         if (sys_pread(a->mem_fd, (void *) copy, length, start) == (long) length &&
-            sys_mprotect((uint64_t) copy, length, prot_of(v)) == 0 &&
+            sys_mprotect((uint64_t) copy, length, vma_prot(v)) == 0 &&
             !sys_is_error(move_over(a, (uint64_t) copy, length, start)))
                 return true;
         (void) sys_munmap((uint64_t) copy, length);

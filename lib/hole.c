@@ -181,7 +181,7 @@ static uint64_t compare(struct hole *h, uint64_t moved) {
 
 /* -- placing ------------------------------------------------------------------------------------------------------- */
 
-static void populate(struct agent *a, uint64_t start, uint64_t end) {
+void transition_populate(struct agent *a, uint64_t start, uint64_t end) {
         unsigned tries = 0;
         while (start < end) {
                 uint64_t done;
@@ -224,7 +224,7 @@ static enum apply_status place_run(struct hole *h, unsigned at, unsigned n) {
         if (context_register(&a->shared, start, end, UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MINOR) < 0)
                 a->raw = true;
         delay_point(a);
-        populate(a, start, end);
+        transition_populate(a, start, end);
         return APPLY_OK;
 }
 

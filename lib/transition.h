@@ -30,6 +30,8 @@ bool transition_begin(struct transition *t);
 void transition_end(struct transition *t);
 void transition_wake(struct transition *t, uint64_t start, uint64_t end);
 void transition_set(struct transition *t, uint64_t mask, enum apply_status status);
+/* Maps the segment's pages where a run in `shared` has none. */
+void transition_populate(struct agent *a, uint64_t start, uint64_t end);
 int errno_status(int error); /* enum apply_status for a failed system call */
 
 /* Next maximal run of set bits at or above *at: position and length; false at the end. */

@@ -49,6 +49,12 @@ bool vma_is_candidate(const struct vma *v) {
         return v->anonymous && (v->flags & mask) == want;
 }
 
+int vma_prot(const struct vma *v) {
+        return (v->flags & PROCMAP_QUERY_VMA_READABLE ? PROT_READ : 0) |
+               (v->flags & PROCMAP_QUERY_VMA_WRITABLE ? PROT_WRITE : 0) |
+               (v->flags & PROCMAP_QUERY_VMA_EXECUTABLE ? PROT_EXEC : 0);
+}
+
 /* -- smaps ------------------------------------------------------------------------------------------------ */
 
 static uint64_t parse_hex(const char **p) {

@@ -20,6 +20,8 @@ int vma_query(int maps_fd, uint64_t addr, bool next, struct vma *ret);
 /* anonymous, private, readable and writable, not executable */
 bool vma_is_candidate(const struct vma *v);
 
+int vma_prot(const struct vma *v); /* PROT_* */
+
 enum vma_special {
         VMA_FORBIDDEN = 1, /* locked, WIPEONFORK, DONTDUMP, hugetlb, sealed, device, protection key: left alone */
         VMA_DONTFORK = 2,  /* must stay so when its pages are replaced (QEMU marks guest memory like this) */

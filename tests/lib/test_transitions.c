@@ -6,80 +6,14 @@
 #include <stdint.h>
 
 #include <cmocka.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/wait.h>
 
-#include "lib/agent_loop.h"
 #include "lib/book.h"
-#include "lib/maplock.h"
-#include "lib/sys.h"
-#include "lib/transition.h"
-
-#define PAGES BLOCK_PAGES
-#define CONTENTS 8 /* page contents: 0 is all zeros */
-
-static struct agent A;
-static int segment_fd;
-
-static void fill(uint8_t *page, unsigned content) {
-        memset(page, 0, KSM_PAGE_SIZE);
-        if (content)
-                for (unsigned i = 0; i < KSM_PAGE_SIZE; i += 8)
-                        *(uint64_t *) (page + i) = (uint64_t) content << 32 | i;
-}
-
-static int setup(void **state) {
-        int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-        if (device < 0) {
-                printf("SKIP: /dev/userfaultfd: %s\n", strerror(errno));
-                exit(77);
-        }
-        A.link_fd = -1;
-        A.maps_fd = open("/proc/self/maps", O_RDONLY);
-        A.smaps_fd = open("/proc/self/smaps", O_RDONLY);
-        A.pagemap_fd = open("/proc/self/pagemap", O_RDONLY);
-        A.mem_fd = open("/proc/self/mem", O_RDONLY);
-        A.expected = own_alloc(BLOCK_BYTES);
-        A.text = own_alloc(TEXT_BUFFER_BYTES);
-        assert_int_equal(agent_open_contexts(&A, device), 0);
-        close(device);
-
-        /* Slot s holds content s % CONTENTS, so consecutive pages find consecutive slots. */
-        segment_fd = memfd_create("userksm", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-        assert_int_equal(ftruncate(segment_fd, 512 * KSM_PAGE_SIZE), 0);
-        uint8_t page[KSM_PAGE_SIZE];
-        for (unsigned s = 0; s < 512; s++) {
-                fill(page, s % CONTENTS);
-                assert_int_equal(pwrite(segment_fd, page, sizeof(page), s * KSM_PAGE_SIZE), sizeof(page));
-        }
-        assert_int_equal(fcntl(segment_fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW), 0);
-        assert_int_equal(segments_add(&A.segments, 1, 512, dup(segment_fd)), 0);
-        return 0;
-}
-
-static uint8_t *block_new(void) {
-        uint8_t *p = mmap(NULL, 2 * BLOCK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        uint8_t *aligned = (uint8_t *) (((uintptr_t) p + BLOCK_BYTES - 1) & ~(BLOCK_BYTES - 1));
-        assert_int_equal(registry_register(&A, (uint64_t) aligned, (uint64_t) aligned + BLOCK_BYTES, true), 0);
-        return aligned;
-}
-
-static uint32_t apply(uint32_t kind, const uint8_t *block, unsigned at, unsigned n, unsigned slot, uint8_t *status) {
-        struct extent_element x = { .page = ((uint64_t) block >> KSM_PAGE_SHIFT) + at, .n_pages = n,
-                                    .segment = kind == APPLY_MERGE, .slot = kind == APPLY_MERGE ? slot : 0 };
-        return transition_apply(&A, kind, &x, 1, status);
-}
-
-static uint64_t file_pages(const uint8_t *block) {
-        struct look look;
-        assert_int_equal(look_at(A.pagemap_fd, (uint64_t) block, PAGES, &look), 0);
-        return look.file;
-}
+#include "tests/lib/rig.h"
 
 static void test_merge_and_restore(void **state) {
         uint8_t *b = block_new(), status[64];
@@ -124,29 +58,6 @@ static void test_zero(void **state) {
                 assert_int_equal(b[i * KSM_PAGE_SIZE], 0);
         }
         assert_int_equal(b[4 * KSM_PAGE_SIZE + 4095], 1);
-}
-
-static void *discard(void *p) {
-        map_enter(); /* as the shim's madvise does */
-        sys_madvise((uint64_t) p, BLOCK_BYTES, MADV_DONTNEED);
-        map_leave();
-        return NULL;
-}
-
-static void *touch(void *p) {
-        uint64_t sum = 0;
-        for (unsigned i = 0; i < BLOCK_BYTES; i++)
-                sum += ((volatile uint8_t *) p)[i];
-        return (void *) sum;
-}
-
-static void *join_draining(pthread_t t) {
-        void *r;
-        while (pthread_tryjoin_np(t, &r) == EBUSY) {
-                agent_drain(&A);
-                sys_yield();
-        }
-        return r;
 }
 
 /* A discard of merged pages must read as zeros, though the file mapping holds the old bytes. */
@@ -293,5 +204,5 @@ int main(void) {
                 cmocka_unit_test(test_fork_child_reads_the_same),
                 cmocka_unit_test(test_lost_writes),
         };
-        return cmocka_run_group_tests(tests, setup, NULL);
+        return cmocka_run_group_tests(tests, rig_setup, NULL);
 }

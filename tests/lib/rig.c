@@ -1,0 +1,93 @@
+#include "tests/lib/rig.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "lib/maplock.h"
+
+struct agent A;
+
+void fill(uint8_t *page, unsigned content) {
+        memset(page, 0, KSM_PAGE_SIZE);
+        if (content)
+                for (unsigned i = 0; i < KSM_PAGE_SIZE; i += 8)
+                        *(uint64_t *) (page + i) = (uint64_t) content << 32 | i;
+}
+
+int rig_setup(void **state) {
+        int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+        if (device < 0) {
+                printf("SKIP: /dev/userfaultfd: %s\n", strerror(errno));
+                exit(77);
+        }
+        A.link_fd = -1;
+        A.maps_fd = open("/proc/self/maps", O_RDONLY);
+        A.smaps_fd = open("/proc/self/smaps", O_RDONLY);
+        A.pagemap_fd = open("/proc/self/pagemap", O_RDONLY);
+        A.mem_fd = open("/proc/self/mem", O_RDONLY);
+        A.expected = own_alloc(BLOCK_BYTES);
+        A.text = own_alloc(TEXT_BUFFER_BYTES);
+        assert_int_equal(agent_open_contexts(&A, device), 0);
+        close(device);
+
+        /* Slot s holds content s % CONTENTS, so consecutive pages find consecutive slots. */
+        int segment_fd = memfd_create("userksm", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+        assert_int_equal(ftruncate(segment_fd, 512 * KSM_PAGE_SIZE), 0);
+        uint8_t page[KSM_PAGE_SIZE];
+        for (unsigned s = 0; s < 512; s++) {
+                fill(page, s % CONTENTS);
+                assert_int_equal(pwrite(segment_fd, page, sizeof(page), s * KSM_PAGE_SIZE), sizeof(page));
+        }
+        assert_int_equal(fcntl(segment_fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW), 0);
+        assert_int_equal(segments_add(&A.segments, 1, 512, segment_fd), 0);
+        return 0;
+}
+
+uint8_t *block_new(void) {
+        uint8_t *p = mmap(NULL, 2 * BLOCK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        uint8_t *aligned = (uint8_t *) (((uintptr_t) p + BLOCK_BYTES - 1) & ~(BLOCK_BYTES - 1));
+        assert_int_equal(registry_register(&A, (uint64_t) aligned, (uint64_t) aligned + BLOCK_BYTES, true), 0);
+        return aligned;
+}
+
+uint32_t apply(uint32_t kind, const uint8_t *block, unsigned at, unsigned n, unsigned slot, uint8_t *status) {
+        struct extent_element x = { .page = ((uint64_t) block >> KSM_PAGE_SHIFT) + at, .n_pages = n,
+                                    .segment = kind == APPLY_MERGE, .slot = kind == APPLY_MERGE ? slot : 0 };
+        return transition_apply(&A, kind, &x, 1, status);
+}
+
+uint64_t file_pages(const uint8_t *block) {
+        struct look look;
+        assert_int_equal(look_at(A.pagemap_fd, (uint64_t) block, PAGES, &look), 0);
+        return look.file;
+}
+
+void *discard(void *p) {
+        map_enter(); /* as the shim's madvise does */
+        sys_madvise((uint64_t) p, BLOCK_BYTES, MADV_DONTNEED);
+        map_leave();
+        return NULL;
+}
+
+void *touch(void *p) {
+        uint64_t sum = 0;
+        for (unsigned i = 0; i < BLOCK_BYTES; i++)
+                sum += ((volatile uint8_t *) p)[i];
+        return (void *) sum;
+}
+
+void *join_draining(pthread_t t) {
+        void *r;
+        while (pthread_tryjoin_np(t, &r) == EBUSY) {
+                agent_drain(&A);
+                sys_yield();
+        }
+        return r;
+}

@@ -1,0 +1,27 @@
+/* An agent without a daemon: the test's main thread plays the agent thread and calls transitions directly. One segment, 1, is
+ * there; its slot s holds content s % CONTENTS, so consecutive pages find consecutive slots. */
+#pragma once
+
+#include <pthread.h>
+#include <stdint.h>
+
+#include "lib/agent_loop.h"
+#include "lib/sys.h"
+#include "lib/transition.h"
+
+#define PAGES BLOCK_PAGES
+#define CONTENTS 8 /* page contents: 0 is all zeros */
+
+extern struct agent A;
+
+int rig_setup(void **state);
+void fill(uint8_t *page, unsigned content);
+/* A registered block of 64 pages, untouched. */
+uint8_t *block_new(void);
+uint32_t apply(uint32_t kind, const uint8_t *block, unsigned at, unsigned n, unsigned slot, uint8_t *status);
+uint64_t file_pages(const uint8_t *block); /* those that map the segment now */
+
+/* Thread functions on a block; whoever waits for them has to play the agent: join_draining. */
+void *discard(void *block); /* MADV_DONTNEED, as the shim does it */
+void *touch(void *block);   /* returns the sum of all bytes */
+void *join_draining(pthread_t t);

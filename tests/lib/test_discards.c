@@ -1,0 +1,175 @@
+/* MADV_DONTNEED of merged pages against restore, fork and what else meets an empty page table entry: never the old bytes. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "lib/agent_start.h"
+#include "lib/book.h"
+#include "lib/maplock.h"
+#include "tests/lib/rig.h"
+
+#define RUN (CONTENTS - 1U) /* slots 1 to 7: contents 1 to 7, never zeros */
+#define ROUNDS 60
+#define STEP_DELAY_USEC 1000 /* long enough that a reader meets every step of a transition */
+
+static unsigned content(unsigned page) {
+        return 1 + page % RUN;
+}
+
+static uint8_t *merged_block(void) {
+        uint8_t *b = block_new(), status[64];
+        for (unsigned i = 0; i < PAGES; i++)
+                fill(b + i * KSM_PAGE_SIZE, content(i));
+        for (unsigned i = 0; i < PAGES; i += RUN)
+                (void) apply(APPLY_MERGE, b, i, MIN(RUN, (unsigned) PAGES - i), 1, status);
+        assert_int_equal(file_pages(b), ~0ULL);
+        return b;
+}
+
+static void drop(uint8_t *b) {
+        munmap(b, BLOCK_BYTES);
+        registry_forget(&A, (uint64_t) b, (uint64_t) b + BLOCK_BYTES);
+}
+
+static void assert_contents(const uint8_t *b) {
+        uint8_t want[KSM_PAGE_SIZE];
+        for (unsigned i = 0; i < PAGES; i++) {
+                fill(want, content(i));
+                assert_memory_equal(b + i * KSM_PAGE_SIZE, want, KSM_PAGE_SIZE);
+        }
+}
+
+static void run(void *(*f)(void *), uint8_t *b) {
+        pthread_t t;
+        pthread_create(&t, NULL, f, b);
+        (void) join_draining(t);
+}
+
+/* Discarded and not touched since; read while it is restored. */
+static void test_restore_while_reading(void **state) {
+        uint8_t status[64];
+        for (unsigned round = 0; round < ROUNDS; round++) {
+                uint8_t *b = merged_block();
+                pthread_t t;
+                run(discard, b);
+                A.delay_usec = STEP_DELAY_USEC;
+                pthread_create(&t, NULL, touch, b);
+                (void) apply(APPLY_RESTORE, b, 0, PAGES, 0, status);
+                A.delay_usec = 0;
+                assert_int_equal((uint64_t) join_draining(t), 0);
+                assert_int_equal(file_pages(b), 0);
+                assert_false(book_any_merged((uint64_t) b, (uint64_t) b + BLOCK_BYTES));
+                drop(b);
+        }
+}
+
+/* An entry that the kernel took away (reclaim; here a discard that is forgotten) holds the segment's page still. */
+static void test_restore_of_empty_entries(void **state) {
+        uint8_t *b = merged_block(), status[64];
+        run(discard, b);
+        book_find((uint64_t) b >> (BLOCK_SHIFT + KSM_PAGE_SHIFT))->removed = 0;
+        (void) apply(APPLY_RESTORE, b, 0, PAGES, 0, status);
+        for (unsigned i = 0; i < PAGES; i++)
+                assert_int_equal(status[i], APPLY_OK);
+        assert_contents(b);
+        drop(b);
+}
+
+static void *raw_free(void *b) {
+        return (void *) sys_madvise((uint64_t) b, BLOCK_BYTES, MADV_FREE);
+}
+
+/* MADV_FREE past libc is announced like a discard, and then refused. */
+static void test_restore_after_refused_free(void **state) {
+        uint8_t *b = merged_block(), status[64];
+        pthread_t t;
+        pthread_create(&t, NULL, raw_free, b);
+        assert_int_equal((long) join_draining(t), -EINVAL);
+        assert_true(A.raw);
+        A.raw = false;
+        (void) apply(APPLY_RESTORE, b, 0, PAGES, 0, status);
+        assert_contents(b);
+        drop(b);
+}
+
+static void fork_and_sum(uint8_t *b) {
+        int wait_status;
+        events_prepare_fork(&A);
+        pid_t pid = fork();
+        if (!pid) {
+                fork_child_zeros();
+                _exit(touch(b) != NULL);
+        }
+        assert_int_equal(waitpid(pid, &wait_status, 0), pid);
+        assert_int_equal(wait_status, 0);
+}
+
+static void *write_all(void *b) {
+        memset(b, 1, BLOCK_BYTES);
+        return NULL;
+}
+
+/* The same pages discarded, forked, written, discarded and forked again. */
+static void test_fork_after_second_discard(void **state) {
+        uint8_t *b = merged_block();
+        for (unsigned round = 0; round < 3; round++) {
+                run(discard, b);
+                fork_and_sum(b);
+                run(write_all, b);
+        }
+        drop(b);
+}
+
+static _Atomic bool stop;
+
+static void *discard_storm(void *b) {
+        const struct sched_param none = { 0 };
+        (void) sched_setscheduler(0, SCHED_IDLE, &none);
+        while (!atomic_load(&stop))
+                (void) discard(b);
+        return NULL;
+}
+
+static void *spin(void *unused) {
+        while (!atomic_load(&stop))
+                ;
+        return NULL;
+}
+
+/* Others discard elsewhere all the time, and get little of the processor between the event and the end of their call: all
+ * that time the context refuses. */
+static void test_fork_in_a_storm(void **state) {
+        pthread_t t[4];
+        uint8_t *blocks[ROUNDS], *storm = merged_block();
+        for (unsigned i = 0; i < ROUNDS; i++)
+                blocks[i] = merged_block();
+        for (unsigned i = 0; i < 4; i++)
+                pthread_create(&t[i], NULL, i < 2 ? discard_storm : spin, storm);
+        for (unsigned i = 0; i < ROUNDS; i++) {
+                run(discard, blocks[i]);
+                fork_and_sum(blocks[i]);
+        }
+        atomic_store(&stop, true);
+        for (unsigned i = 0; i < 4; i++)
+                (void) join_draining(t[i]);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_restore_while_reading),
+                cmocka_unit_test(test_restore_of_empty_entries),
+                cmocka_unit_test(test_restore_after_refused_free),
+                cmocka_unit_test(test_fork_after_second_discard),
+                cmocka_unit_test(test_fork_in_a_storm),
+        };
+        return cmocka_run_group_tests(tests, rig_setup, NULL);
+}
