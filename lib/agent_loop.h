@@ -5,7 +5,11 @@
 #include "lib/state.h"
 #include "lib/vma.h"
 
+/* serve.c */
 void agent_consume_notes(struct agent *a);
+void serve_mailbox(struct agent *a);
+
+/* registry.c, contexts.c */
 /* Registers [start, end) with the track context as far as the kernel lets; part of ranges. 0 or -errno. */
 int agent_track(struct agent *a, uint64_t start, uint64_t end);
 /* Opens the four contexts and scratch on first use, then puts every range under tracking and every inherited merged run
@@ -34,8 +38,6 @@ uint32_t count_vmas(struct agent *a);
  * the context busy for too long. */
 bool events_zero_removed(struct agent *a, uint64_t base, uint64_t mask);
 void events_prepare_fork(struct agent *a);
-
-const char *agent_socket_path(void);
 
 /* link.c: the connection to the daemon */
 void link_step(struct agent *a, uint64_t now);    /* connects when it is time, sends stats */

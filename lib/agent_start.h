@@ -1,10 +1,12 @@
-/* Start and fork of the agent: shared by agent.c and fork.c. */
+/* Start, state and fork of the agent: shared by start.c, agent.c and fork.c. */
 #pragma once
 
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
+/* The agent's frames are small; what counts is the program's static TLS, which glibc places in the stack too. */
+#define AGENT_STACK_BYTES (512U << 10)
 #define SOCKET_DEFAULT "/run/userksm/userksm.sock"
 
 enum agent_state { AGENT_NONE, AGENT_STARTING, AGENT_RUNNING, AGENT_FAILED };
@@ -15,6 +17,7 @@ struct agent_control {
         _Atomic uint32_t ready; /* 1: contexts are open; futex word */
         _Atomic uint32_t fork_pending; /* a forked child that has no agent yet though its parent had one */
         char path[108]; /* of sun_path */
+        uint32_t delay_usec; /* USERKSM_TEST_DELAY_USEC */
         uint32_t flags; /* hello_flags of the parent, for a forked child's agent */
         void *stack;
         bool objects_noted;
@@ -33,6 +36,7 @@ int fork_child_discard(int maps_fd, uint64_t start, uint64_t end);
 void fork_child_zeros(void);
 bool fork_same_process(const struct agent_control *c);
 
+void control_set_state(struct agent_control *c, uint32_t state);
 /* The agent: false while a fork is under way. */
 bool control_enter(struct agent_control *c);
 void control_leave(struct agent_control *c);

@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 
 #include "lib/agent_loop.h"
+#include "lib/agent_start.h"
 #include "lib/sys.h"
 #include "lib/transition.h"
 
@@ -86,7 +87,7 @@ static void say_hello(struct agent *a) {
 }
 
 static void try_connect(struct agent *a) {
-        int fd = channel_connect(agent_socket_path(), 1);
+        int fd = channel_connect(agent_control()->path, 1);
         if (fd < 0) {
                 a->connect_at_usec = now_usec() + a->connect_pause_usec;
                 a->connect_pause_usec = MIN(a->connect_pause_usec * 2, (uint64_t) CONNECT_PAUSE_MAX_USEC);

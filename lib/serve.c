@@ -1,0 +1,93 @@
+/* What program threads ask of the agent: notes and requests (lib/notes.h, lib/mailbox.h). */
+#include <errno.h>
+
+#include "lib/agent_loop.h"
+#include "lib/agent_start.h"
+#include "lib/book.h"
+#include "lib/notes.h"
+#include "lib/sys.h"
+#include "lib/transition.h"
+
+void agent_consume_notes(struct agent *a) {
+        struct note n;
+        while (notes_get(&n)) {
+                switch (n.kind) {
+                case NOTE_UNMAPPED:
+                        registry_forget(a, n.start, n.end);
+                        break;
+                case NOTE_EXCLUDE:
+                        (void) rangeset_add(&a->excluded, n.start, n.end);
+                        break;
+                case NOTE_MOVED:
+                        registry_move(a, n.start, n.end, n.to, n.to_end);
+                        break;
+                case NOTE_DONTFORK:
+                        (void) rangeset_add(&a->dontfork, n.start, n.end);
+                        break;
+                case NOTE_DOFORK:
+                        (void) rangeset_remove(&a->dontfork, n.start, n.end);
+                        break;
+                }
+        }
+}
+
+static int serve(struct agent *a, struct request *r) {
+        uint64_t end = r->start + r->length;
+        switch (r->kind) {
+        case REQUEST_REGISTER:
+                return registry_register(a, r->start, end, true);
+        case REQUEST_ADVISE_MERGEABLE:
+                return registry_register(a, r->start, end, false);
+        case REQUEST_UNREGISTER:
+                return registry_unregister(a, r->start, end, true);
+        case REQUEST_ADVISE_UNMERGEABLE:
+                return registry_unregister(a, r->start, end, false);
+        case REQUEST_RESTORE:
+                return transition_restore_range(a, r->start, end);
+        case REQUEST_EXCLUDE:
+                return registry_exclude(a, r->start, end);
+        case REQUEST_RELEASE:
+                return registry_release(a, r->start, end);
+        case REQUEST_STATS:
+                r->stats.registered_bytes = rangeset_bytes(&a->ranges);
+                r->stats.merged_bytes = book_merged_pages() << KSM_PAGE_SHIFT;
+                r->stats.agent_cpu_usec = thread_cpu_usec();
+                r->stats.transitions = a->figures.transitions;
+                r->stats.busy = a->figures.busy;
+                r->stats.connected = a->welcomed;
+                r->stats.raw_syscalls = a->raw;
+                return 0;
+        case REQUEST_MERGE_ANY:
+                if (!r->start)
+                        discover_stop(a);
+                a->merge_any = r->start;
+                a->flags = agent_control()->flags = r->start ? a->flags | HELLO_MERGE_ANY : a->flags & ~(uint32_t) HELLO_MERGE_ANY;
+                a->discover_at_usec = a->walk_at_usec = 0;
+                return 0;
+        case REQUEST_SUSPEND:
+                a->suspended = r->start;
+                return 0;
+        case REQUEST_UNSHARE:
+                freeze_unshare_plain(a);
+                return 0;
+        case REQUEST_FORK:
+                events_prepare_fork(a);
+                return 0;
+        case REQUEST_MERGE:
+                if (!rangeset_overlaps(&a->ranges, r->start, end))
+                        return -ENOENT;
+                return link_request_merge(a, mailbox_index(r), r->start, r->length);
+        }
+        return -EINVAL;
+}
+
+void serve_mailbox(struct agent *a) {
+        for (struct request *r; (r = mailbox_next());) {
+                agent_drain(a);
+                agent_consume_notes(a); /* what the caller did before it called */
+                int result = serve(a, r);
+                if (r->kind == REQUEST_MERGE && result == 0)
+                        continue; /* MERGE_DONE ends it */
+                mailbox_finish(r, result);
+        }
+}
