@@ -195,10 +195,13 @@ class Userksm(NoEngine):
 
     def ctl(self, *arguments):
         command = [self.ctl_path, f"--socket={self.socket}", *map(str, arguments)]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode != 0:
+            raise RuntimeError(f"ksmctl {' '.join(map(str, arguments))}: {result.stderr.strip()}\n{self.read_log()}")
+        return result.stdout
 
     def start_merging(self):
-        self.ctl("set", "run", 1)
+        self.ctl("set", "run=1")
 
     def own_pids(self):
         return [self.daemon.pid]
