@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "tests/support/kernel.h"
@@ -188,9 +189,9 @@ static void move_refuses_mlocked_read_only_and_file_sources(void) {
         struct move_test t = prepare(3, 50);
         void *file = map_segment(NULL, 1, segment_open(1, 1), 0);
 
-        CHECK(mlock(t.run, KSM_PAGE_SIZE) == 0);
+        CHECK(syscall(SYS_mlock, t.run, KSM_PAGE_SIZE) == 0); /* AddressSanitizer makes libc's a no-op */
         CHECK_EQ(move_out(&t, 0, 1, NULL), -EINVAL);
-        CHECK(munlock(t.run, KSM_PAGE_SIZE) == 0);
+        CHECK(syscall(SYS_munlock, t.run, KSM_PAGE_SIZE) == 0);
         CHECK(mprotect(page_at(t.run, 1), KSM_PAGE_SIZE, PROT_READ) == 0);
         CHECK_EQ(move_out(&t, 1, 1, NULL), -EINVAL);
         CHECK(mprotect(page_at(t.run, 2), KSM_PAGE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC) == 0);
