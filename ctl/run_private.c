@@ -159,8 +159,8 @@ static void stop(const struct private_daemon *p) {
         close_fd(keeper.fd);
 }
 
-void private_daemon_done(struct private_daemon *p, bool in_use) {
-        if (p->keeper > 0 && !in_use)
+void private_daemon_done(struct private_daemon *p, bool started) {
+        if (p->keeper > 0 && !started)
                 stop(p);
         if (p->keeper > 0)
                 (void) waitpid(p->keeper, NULL, WNOHANG);

@@ -18,5 +18,6 @@ struct private_daemon {
 
 /* Starts it and connects. Returns STATUS_OK, or a status after complaining (with what the daemon said). */
 int private_daemon_start(struct private_daemon *p, struct admin *a);
-/* in_use: processes still need it: it goes on alone and ends with the last of them. Else it is stopped and waited for. */
-void private_daemon_done(struct private_daemon *p, bool in_use);
+/* started: a command ran under it. What that left behind may still be connecting, so the daemon is left alone and ends with
+ * its last client. Else it is stopped and waited for. Does nothing when there is none. */
+void private_daemon_done(struct private_daemon *p, bool started);

@@ -82,28 +82,25 @@ static bool is_ours(struct watch *w, const struct client_element *client) {
 static void finish_sample(struct watch *w, uint64_t now_usec) {
         struct watch_sample s = { .taken_usec = now_usec };
 
-        w->n_left = 0;
         for (size_t i = 0; i < w->clients.n; i++) {
                 const struct client_element *client = &w->clients.clients[i];
 
                 if (!is_ours(w, client))
                         continue;
                 s.n_processes++;
-                w->n_left += client->pid != (uint32_t) w->root;
                 s.saved_bytes += client_saved_bytes(&w->counters, client);
                 s.merged_bytes += (int64_t) (client->merged_pages * KSM_PAGE_SIZE);
                 s.zero_bytes += (int64_t) (client->zero_pages * KSM_PAGE_SIZE);
                 s.profit_bytes += client->profit_bytes;
                 s.agents_cpu_usec += client->cpu_usec;
-                w->seen_root |= client->pid == (uint32_t) w->root;
                 w->raw |= client->state == CLIENT_RAW;
         }
-        w->seen |= s.n_processes > 0;
-        /* The last sample in which anything of the run was alive is "the end". */
-        if (s.n_processes > 0)
-                w->now = s;
-        if (s.saved_bytes > w->peak.saved_bytes)
-                w->peak = s;
+        if (s.n_processes > 0) {
+                if (!w->seen || s.saved_bytes > w->peak.saved_bytes)
+                        w->peak = s;
+                w->last = s;
+                w->seen = true;
+        }
         w->clients.n = 0;
         w->pending = false;
 }

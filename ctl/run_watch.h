@@ -20,12 +20,10 @@ struct watch {
         bool all;       /* a private daemon: every client is of this run */
         bool lost;      /* the daemon is gone */
         bool seen;      /* some process of the run has connected */
-        bool seen_root; /* the command itself has */
         bool raw;       /* one of them changes mappings without libc */
-        unsigned n_left; /* of the run but the command itself, connected at the last sample */
-        struct watch_sample now, peak; /* now: the last one with any process */
-        bool pending; /* a sample is on its way */
+        struct watch_sample peak, last; /* of those with any process connected; valid when seen */
         /* Private: */
+        bool pending; /* a sample is on its way */
         uint32_t *known; /* ids of our clients: a process whose parent ended no longer shows whose it is */
         size_t n_known, n_known_allocated;
         struct counters counters;

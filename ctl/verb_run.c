@@ -69,15 +69,15 @@ static int find_a_daemon(struct run *run, const char **ret_socket) {
 
 /* -- meanwhile ------------------------------------------------------------------------------------------------ */
 
+/* Also when it was connected and is no more: `env -i` runs under the library and then execs without it. That the command
+ * itself is not merged does no harm when something that it started is (a launcher). */
 static void warn_if_not_connected(struct run *run, uint64_t now) {
+        uint64_t since_usec = run->watch.seen ? run->watch.last.taken_usec : run->started_usec;
         char why[512];
 
-        if (run->warned || run->watch.seen_root || run->watch.lost || now < run->started_usec + HANDSHAKE_WARN_USEC)
+        if (run->warned || run->watch.lost || now < since_usec + HANDSHAKE_WARN_USEC)
                 return;
         run->warned = true;
-        /* A launcher that is not merged itself does no harm when what it launched is. */
-        if (run->watch.seen)
-                return;
         diagnose_process(run->child.pid, why, sizeof(why));
         complain("warning: %s (pid %d) is not connected to userksmd after %d s, nothing is merged: %s", run->command[0],
                  (int) run->child.pid, HANDSHAKE_WARN_USEC / 1000000, why);
@@ -120,19 +120,6 @@ static int supervise(struct run *run) {
 
 /* -- after ---------------------------------------------------------------------------------------------------- */
 
-/* Answers on their way, and whether descendants of the command are still served. */
-static void take_last_sample(struct run *run) {
-        uint64_t end = now_usec() + 1000000;
-
-        watch_tick(&run->watch);
-        while (run->watch.pending && now_usec() < end) {
-                struct pollfd p = { .fd = run->admin.fd, .events = POLLIN };
-
-                if (poll(&p, 1, 100) > 0)
-                        watch_input(&run->watch, now_usec());
-        }
-}
-
 static void report(const struct run *run) {
         const struct watch *w = &run->watch;
         char duration[TEXT_BYTES], peak[TEXT_BYTES], at[TEXT_BYTES], end[TEXT_BYTES], merged[TEXT_BYTES], zero[TEXT_BYTES],
@@ -151,8 +138,8 @@ static void report(const struct run *run) {
                  run->command[0], duration, format_bytes(peak, w->peak.saved_bytes),
                  format_usec(at, w->peak.taken_usec > 0 ? w->peak.taken_usec - run->started_usec : 0),
                  w->peak.n_processes, w->peak.n_processes == 1 ? "" : "es", format_bytes(merged, w->peak.merged_bytes),
-                 format_bytes(zero, w->peak.zero_bytes), format_bytes(end, w->now.saved_bytes), w->now.n_processes,
-                 w->now.n_processes == 1 ? "" : "es", format_usec(cpu, w->now.agents_cpu_usec),
+                 format_bytes(zero, w->peak.zero_bytes), format_bytes(end, w->last.saved_bytes), w->last.n_processes,
+                 w->last.n_processes == 1 ? "" : "es", format_usec(cpu, w->last.agents_cpu_usec),
                  w->raw ? "\n  a process changed its mappings without libc: merging stopped there" : "");
 }
 
@@ -184,8 +171,7 @@ static int run_command(struct run *run) {
         watch_init(&run->watch, &run->admin, run->child.pid, run->private_only || run->private_daemon.keeper > 0);
         status = supervise(run);
         report(run);
-        take_last_sample(run);
-        private_daemon_done(&run->private_daemon, run->watch.n_left > 0);
+        private_daemon_done(&run->private_daemon, true);
         watch_done(&run->watch);
         admin_close(&run->admin);
         child_done(&run->child);

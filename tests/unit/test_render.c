@@ -1,0 +1,115 @@
+/* Numbers for people, and the parts of a saving. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "common/cleanup.h"
+#include "ctl/render.h"
+
+static void test_bytes(void **state) {
+        static const struct {
+                int64_t bytes;
+                const char *text;
+        } cases[] = {
+                { 0, "0" },
+                { 1, "1 B" },
+                { 1023, "1023 B" },
+                { 1024, "1.00 KiB" },
+                { 10234, "9.99 KiB" },
+                { 10235, "10.0 KiB" },
+                { 102348, "99.9 KiB" },
+                { 102400, "100 KiB" },
+                { 1048063, "1023 KiB" },
+                { 1048575, "1.00 MiB" }, /* not 1024 KiB */
+                { 1048576, "1.00 MiB" },
+                { -3355443, "-3.20 MiB" },
+                { INT64_C(3) << 40, "3.00 TiB" },
+                { INT64_MAX, "8.00 EiB" },
+                { INT64_MIN, "-8.00 EiB" },
+        };
+        char text[TEXT_BYTES];
+
+        for (size_t i = 0; i < ARRAY_SIZE(cases); i++)
+                assert_string_equal(format_bytes(text, cases[i].bytes), cases[i].text);
+        assert_string_equal(format_pages(text, 256), "1.00 MiB");
+}
+
+static void test_usec(void **state) {
+        static const struct {
+                uint64_t usec;
+                const char *text;
+        } cases[] = {
+                { 0, "0 us" },
+                { 999, "999 us" },
+                { 1500, "1.5 ms" },
+                { 4210000, "4.21 s" },
+                { 61000000, "1 min 1 s" },
+                { 11100000000, "3 h 5 min" },
+                { 180000000000, "2 d 2 h" },
+        };
+        char text[TEXT_BYTES];
+
+        for (size_t i = 0; i < ARRAY_SIZE(cases); i++)
+                assert_string_equal(format_usec(text, cases[i].usec), cases[i].text);
+        (void) format_usec(text, UINT64_MAX);
+}
+
+static void test_names(void **state) {
+        char text[TEXT_BYTES], long_name[100];
+
+        assert_string_equal(format_name(text, "redis-server", 16), "redis-server");
+        assert_string_equal(format_name(text, "a\033]0;x\007\n\x7f\xff", 16), "a?]0;x????");
+        assert_string_equal(format_name(text, "", 16), "?");
+        assert_string_equal(format_name(text, "abc", 2), "ab"); /* not terminated within its size */
+        memset(long_name, 'x', sizeof(long_name));
+        assert_int_equal(strlen(format_name(text, long_name, sizeof(long_name))), TEXT_BYTES - 1);
+}
+
+/* The parts of processes that hold all mappings add up to the whole. */
+static void test_parts_add_up(void **state) {
+        struct counters c = { .pages_shared = 1000, .pages_sharing = 2500, .ksm_zero_pages = 77 };
+        struct client_element clients[] = { { .merged_pages = 3000, .zero_pages = 70 },
+                                            { .merged_pages = 499, .zero_pages = 7 },
+                                            { .merged_pages = 1 } };
+        int64_t sum = 0;
+
+        for (size_t i = 0; i < ARRAY_SIZE(clients); i++)
+                sum += client_saved_bytes(&c, &clients[i]);
+        assert_int_equal(saved_bytes(&c), 2577 * 4096);
+        assert_true(llabs(sum - saved_bytes(&c)) < (long long) ARRAY_SIZE(clients)); /* each rounded down */
+        c = (struct counters) { 0 };
+        assert_int_equal(client_saved_bytes(&c, &clients[0]), 70 * 4096); /* no shared pages at all */
+}
+
+static void test_table(void **state) {
+        static const char *const titles[] = { "N", "NAME" };
+        struct table t;
+        char *text = NULL;
+        size_t size = 0;
+        FILE *f = open_memstream(&text, &size);
+
+        table_init(&t, titles, 2, 2);
+        for (unsigned i = 0; i < 100; i++) { /* grows */
+                table_cell(&t, i == 99 ? "12345" : "1");
+                table_cell(&t, "x");
+        }
+        table_rule(&t);
+        assert_int_equal(table_print(&t, f), 0);
+        table_free(&t);
+        fclose(f);
+        assert_int_equal(strncmp(text, "    N  NAME\n    1  x\n", 21), 0);
+        assert_string_equal(strstr(text, "12345"), "12345  x\n-----  ----\n");
+        free(text);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_bytes), cmocka_unit_test(test_usec),  cmocka_unit_test(test_names),
+                cmocka_unit_test(test_parts_add_up), cmocka_unit_test(test_table),
+        };
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
