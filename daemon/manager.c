@@ -58,7 +58,8 @@ static bool step(struct manager *m, uint64_t now, uint64_t *next) {
 static uint64_t pump(struct manager *m) {
         for (unsigned i = 0; i < PUMP_STEPS_PER_TURN; i++) {
                 uint64_t now = now_usec();
-                if (now >= m->tick_due_usec)
+                /* Once a turn in any case: what came in may have left the core something to clear up. */
+                if (i == 0 || now >= m->tick_due_usec)
                         m->tick_due_usec = core_tick(m->core, now);
                 uint64_t next = m->tick_due_usec;
                 if (!step(m, now, &next))

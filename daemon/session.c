@@ -222,8 +222,8 @@ static void on_poll(uv_poll_t *handle, int status, int events) {
         struct session *s = handle->data;
         if (s->closing)
                 return;
-        if (status < 0) {
-                session_close(s, LOG_WARNING, uv_strerror(status));
+        if (status < 0) { /* EPOLLERR: it left without reading what was on its way */
+                session_close(s, LOG_DEBUG, NULL);
                 return;
         }
         if (events & UV_WRITABLE)

@@ -1,0 +1,206 @@
+/* What the daemon does with a client's two descriptors, tried on a child and on ourselves: reading both ways, and scans that
+ * stop and resume. */
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "common/cleanup.h"
+#include "common/uapi.h"
+#include "daemon/sys/pagemap.h"
+#include "daemon/sys/process.h"
+#include "daemon/sys/reader.h"
+
+#define PAGES 64
+
+/* A process on our own memory. */
+static struct process *self_process(void) {
+        struct process *p;
+        const char *reason;
+        struct peer peer;
+        int pair[2];
+        assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+        assert_int_equal(peer_get(pair[0], &peer), 0);
+        assert_int_equal(process_new(&peer, open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC),
+                                     open("/proc/self/mem", O_RDONLY | O_CLOEXEC), &p, &reason), 0);
+        peer_clear(&peer);
+        close_fd(pair[0]);
+        close_fd(pair[1]);
+        return p;
+}
+
+static uint8_t *map_pages(size_t n) {
+        uint8_t *p = mmap(NULL, n * KSM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        assert_true(p != MAP_FAILED);
+        assert_int_equal(madvise(p, n * KSM_PAGE_SIZE, MADV_NOHUGEPAGE), 0);
+        for (size_t i = 0; i < n; i++)
+                memset(p + i * KSM_PAGE_SIZE, (int) (1 + i), KSM_PAGE_SIZE);
+        return p;
+}
+
+/* Scattered pages, one of them unmapped, both ways: the readable ones arrive, at their place. */
+static void read_with_hole(bool fast) {
+        _cleanup_(process_unrefp) struct process *p = self_process();
+        static uint8_t buffer[READER_PAGES_MAX * KSM_PAGE_SIZE];
+        bool ok[READER_PAGES_MAX];
+        uint64_t pages[READER_PAGES_MAX];
+        unsigned n = 0;
+        uint8_t *memory = map_pages(PAGES);
+        for (unsigned i = 0; i < PAGES; i++)
+                if (i % 5 != 3)
+                        pages[n++] = ((uintptr_t) memory >> KSM_PAGE_SHIFT) + i;
+        const unsigned hole = 20;
+        void *gone = (void *) (uintptr_t) (pages[hole] << KSM_PAGE_SHIFT);
+        assert_int_equal(munmap(gone, KSM_PAGE_SIZE), 0);
+        reader_read(p, fast, pages, n, buffer, ok);
+        for (unsigned i = 0; i < n; i++) {
+                assert_int_equal(ok[i], i != hole);
+                if (i != hole)
+                        assert_memory_equal(buffer + i * KSM_PAGE_SIZE, (void *) (uintptr_t) (pages[i] << KSM_PAGE_SHIFT),
+                                            KSM_PAGE_SIZE);
+        }
+        assert_int_equal(reader_read_exact(p, pages[hole], buffer), -EIO);
+        assert_int_equal(reader_read_exact(p, pages[0], buffer), 0);
+        assert_int_equal(munmap(memory, PAGES * KSM_PAGE_SIZE), 0);
+}
+
+static void test_read_fast(void **state) {
+        read_with_hole(true);
+}
+
+static void test_read_through_mem(void **state) {
+        read_with_hole(false);
+}
+
+/* The fds are bound to the mm: after an exec nothing is read, by either way, even though the pid lives on. */
+static void test_exec_reads_nothing(void **state) {
+        int pair[2], to_child[2];
+        char byte;
+        assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+        assert_int_equal(pipe2(to_child, O_CLOEXEC), 0);
+        uint8_t *memory = map_pages(1);
+        pid_t pid = fork();
+        assert_true(pid >= 0);
+        if (pid == 0) {
+                (void) !read(to_child[0], &byte, 1);
+                (void) execl("/bin/sleep", "sleep", "1000", (char *) NULL);
+                _exit(1);
+        }
+        char path[64];
+        (void) snprintf(path, sizeof(path), "/proc/%d/pagemap", (int) pid);
+        int pagemap = open(path, O_RDONLY | O_CLOEXEC);
+        (void) snprintf(path, sizeof(path), "/proc/%d/mem", (int) pid);
+        int mem = open(path, O_RDONLY | O_CLOEXEC);
+        assert_true(pagemap >= 0 && mem >= 0);
+        struct peer peer = { .pid = pid, .uid = getuid(), .pidfd = -1 };
+        struct process *p;
+        const char *reason;
+        assert_int_equal(process_new(&peer, pagemap, mem, &p, &reason), 0);
+        const uint64_t page = (uintptr_t) memory >> KSM_PAGE_SHIFT;
+        static uint8_t buffer[KSM_PAGE_SIZE];
+        bool ok;
+        assert_int_equal(reader_read_exact(p, page, buffer), 0);
+        assert_memory_equal(buffer, memory, KSM_PAGE_SIZE);
+        assert_int_equal(write(to_child[1], "", 1), 1);
+        /* The child's exec is done when its old memory is no longer there. */
+        unsigned tries = 0;
+        while (reader_read_exact(p, page, buffer) == 0)
+                assert_true(tries++ < 10000 && usleep(1000) == 0);
+        reader_read(p, false, &page, 1, buffer, &ok);
+        assert_false(ok);
+        assert_int_equal(kill(pid, SIGKILL), 0);
+        assert_int_equal(waitpid(pid, NULL, 0), pid);
+        p = process_unref(p);
+        close_fd(pair[0]);
+        close_fd(pair[1]);
+        close_fd(to_child[0]);
+        close_fd(to_child[1]);
+        assert_int_equal(munmap(memory, KSM_PAGE_SIZE), 0);
+}
+
+/* Runs of `written` pages as the scan gives them, taking at most max regions a call. */
+static size_t scan_all(const struct process *p, uint64_t first, bool written, size_t max, bool seen[PAGES]) {
+        struct page_region regions[PAGES];
+        size_t n, calls = 0;
+        uint64_t at = first, end;
+        memset(seen, 0, PAGES * sizeof(*seen));
+        while (at < first + PAGES) {
+                assert_int_equal(pagemap_scan(p->pagemap_fd, at, first + PAGES - at, written, regions, max, &n, &end), 0);
+                assert_true(n <= max && end > at);
+                for (size_t i = 0; i < n; i++)
+                        for (uint64_t page = regions[i].start >> KSM_PAGE_SHIFT; page < regions[i].end >> KSM_PAGE_SHIFT;
+                             page++) {
+                                assert_true(page >= at && page < end);
+                                seen[page - first] = true;
+                        }
+                at = end;
+                calls++;
+        }
+        return calls;
+}
+
+static void test_scan(void **state) {
+        _cleanup_close_ int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+        if (device < 0) {
+                print_message("skipped: /dev/userfaultfd: %s\n", strerror(errno));
+                skip();
+        }
+        _cleanup_close_ int track = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+        struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED };
+        assert_int_equal(ioctl(track, UFFDIO_API, &api), 0);
+        _cleanup_(process_unrefp) struct process *p = self_process();
+        uint8_t *memory = map_pages(PAGES);
+        uint64_t first = (uintptr_t) memory >> KSM_PAGE_SHIFT;
+        bool seen[PAGES];
+        /* Not registered: nothing of it is ours to look at. */
+        (void) scan_all(p, first, false, PAGES, seen);
+        for (unsigned i = 0; i < PAGES; i++)
+                assert_false(seen[i]);
+        struct uffdio_register r = { .range = { (uintptr_t) memory, PAGES * KSM_PAGE_SIZE },
+                                     .mode = UFFDIO_REGISTER_MODE_WP };
+        assert_int_equal(ioctl(track, UFFDIO_REGISTER, &r), 0);
+        assert_int_equal(madvise(memory + 7 * KSM_PAGE_SIZE, KSM_PAGE_SIZE, MADV_DONTNEED), 0);
+
+        (void) scan_all(p, first, true, PAGES, seen); /* the first look: all present pages, but not the hole */
+        for (unsigned i = 0; i < PAGES; i++)
+                assert_int_equal(seen[i], i != 7);
+        (void) scan_all(p, first, true, PAGES, seen); /* nothing was written since */
+        for (unsigned i = 0; i < PAGES; i++)
+                assert_false(seen[i]);
+        for (unsigned i = 0; i < PAGES; i += 3)
+                memory[i * KSM_PAGE_SIZE] ^= 1;
+        (void) scan_all(p, first, false, PAGES, seen); /* a plain look changes nothing ... */
+        size_t calls = scan_all(p, first, true, 2, seen); /* ... and two regions at a time lose nothing */
+        assert_true(calls > 5);
+        for (unsigned i = 0; i < PAGES; i++)
+                assert_int_equal(seen[i], i % 3 == 0);
+        (void) scan_all(p, first, true, 1, seen);
+        for (unsigned i = 0; i < PAGES; i++)
+                assert_false(seen[i]);
+        struct page_region region;
+        size_t n;
+        uint64_t end;
+        assert_int_equal(pagemap_scan(p->pagemap_fd, first, PAGES, true, &region, 0, &n, &end), -EINVAL);
+        assert_int_equal(munmap(memory, PAGES * KSM_PAGE_SIZE), 0);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_read_fast),
+                cmocka_unit_test(test_read_through_mem),
+                cmocka_unit_test(test_exec_reads_nothing),
+                cmocka_unit_test(test_scan),
+        };
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
