@@ -30,11 +30,8 @@ void link_close(struct agent *a) {
         a->connect_at_usec = now_usec() + a->connect_pause_usec;
         a->connect_pause_usec = MIN(a->connect_pause_usec * 2, (uint64_t) CONNECT_PAUSE_MAX_USEC);
         /* Nobody will answer these any more. */
-        for (uint32_t i = 0; i < REQUESTS; i++) {
-                struct request *r = mailbox_taken(i);
-                if (r && r->kind == REQUEST_MERGE)
-                        mailbox_finish(r, -ENOTCONN);
-        }
+        for (struct request *r; (r = mailbox_unpark_any());)
+                mailbox_finish(r, -ENOTCONN);
 }
 
 static bool send_frame(struct agent *a, enum message_type type, const void *body, const void *elements, uint32_t count,
@@ -125,8 +122,8 @@ static bool on_apply(struct agent *a, const struct frame *f) {
 }
 
 static void on_merge_done(const struct msg_merge_done *done) {
-        struct request *r = mailbox_taken((uint32_t) done->cookie);
-        if (!r || r->kind != REQUEST_MERGE)
+        struct request *r = mailbox_unpark((uint32_t) done->cookie);
+        if (!r)
                 return;
         r->saved_bytes = done->saved_bytes;
         mailbox_finish(r, -done->error);

@@ -6,7 +6,8 @@
 #include "common/cleanup.h"
 #include "lib/sys.h"
 
-enum request_state { FREE, FILLING, POSTED, TAKEN, DONE, ABANDONED };
+/* POSTED and PARKED belong to who changes them first: the agent takes, or the caller withdraws. TAKEN is the agent's. */
+enum request_state { FREE, FILLING, POSTED, TAKEN, PARKED, DONE, ABANDONED };
 
 static struct request requests[REQUESTS];
 static _Atomic uint32_t freed; /* futex word: a slot became free */
@@ -18,8 +19,10 @@ static struct request *claim(void) {
                 uint32_t seen = atomic_load(&freed);
                 for (unsigned i = 0; i < REQUESTS; i++) {
                         uint32_t expected = FREE;
-                        if (atomic_compare_exchange_strong(&requests[i].state, &expected, FILLING))
+                        if (atomic_compare_exchange_strong(&requests[i].state, &expected, FILLING)) {
+                                requests[i].generation++;
                                 return &requests[i];
+                        }
                 }
                 (void) sys_futex_wait(&freed, seen, NULL);
         }
@@ -49,13 +52,12 @@ int mailbox_call(struct request *io, uint64_t timeout_usec) {
                 if (deadline) {
                         uint64_t now = now_usec();
                         if (now >= deadline) {
-                                /* Not yet taken: withdraw. Taken: the agent frees the slot when it is done. */
-                                if (state == POSTED && atomic_compare_exchange_strong(&r->state, &state, FILLING))
+                                /* Taken: the agent frees the slot when it is done. */
+                                uint32_t next = state == TAKEN ? ABANDONED : FILLING;
+                                if (!atomic_compare_exchange_strong(&r->state, &state, next))
+                                        continue;
+                                if (next == FILLING)
                                         release(r);
-                                else if (state == TAKEN && !atomic_compare_exchange_strong(&r->state, &state, ABANDONED))
-                                        continue;
-                                else if (state != POSTED && state != TAKEN)
-                                        continue;
                                 return -ETIMEDOUT;
                         }
                         ts = (struct timespec) { (time_t) ((deadline - now) / 1000000),
@@ -125,14 +127,32 @@ void mailbox_finish(struct request *r, int result) {
                 release(r); /* ABANDONED: nobody waits */
 }
 
-uint32_t mailbox_index(const struct request *r) {
-        return (uint32_t) (r - requests);
+uint32_t mailbox_cookie(const struct request *r) {
+        return r->generation * REQUESTS + (uint32_t) (r - requests);
 }
 
-struct request *mailbox_taken(uint32_t index) {
-        if (index >= REQUESTS || atomic_load(&requests[index].state) != TAKEN)
-                return NULL;
-        return &requests[index];
+void mailbox_park(struct request *r) {
+        uint32_t expected = TAKEN;
+        if (!atomic_compare_exchange_strong(&r->state, &expected, PARKED))
+                release(r); /* ABANDONED */
+}
+
+static bool unpark(struct request *r) {
+        uint32_t expected = PARKED;
+        return atomic_compare_exchange_strong(&r->state, &expected, TAKEN);
+}
+
+struct request *mailbox_unpark(uint32_t cookie) {
+        struct request *r = &requests[cookie % REQUESTS];
+        /* Only the agent parks, so a generation that is right stays right until it is taken or withdrawn. */
+        return mailbox_cookie(r) == cookie && unpark(r) ? r : NULL;
+}
+
+struct request *mailbox_unpark_any(void) {
+        for (unsigned i = 0; i < REQUESTS; i++)
+                if (unpark(&requests[i]))
+                        return &requests[i];
+        return NULL;
 }
 
 void mailbox_fork_child(void) {

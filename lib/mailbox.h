@@ -37,6 +37,7 @@ enum request_kind {
 
 struct request {
         _Atomic uint32_t state; /* enum request_state; futex word */
+        _Atomic uint32_t generation; /* of the slot's use */
         enum request_kind kind;
         uint64_t start, length;
         uint64_t saved_bytes;       /* MERGE */
@@ -57,6 +58,10 @@ int mailbox_bell_fd(void);                   /* -1 when polling */
 void mailbox_answer_bell(void);              /* after poll said that the bell rang */
 struct request *mailbox_next(void);          /* a posted request, now taken; NULL when none */
 void mailbox_finish(struct request *r, int result);
-uint32_t mailbox_index(const struct request *r); /* the cookie of MERGE */
-struct request *mailbox_taken(uint32_t index);   /* NULL when that slot holds no taken request */
+/* A taken request whose answer comes later, from elsewhere. Its caller may give up meanwhile, and the slot be used again:
+ * the cookie names the request, not the slot. mailbox_unpark takes it up again, to be finished; NULL when nobody waits. */
+uint32_t mailbox_cookie(const struct request *r);
+void mailbox_park(struct request *r);
+struct request *mailbox_unpark(uint32_t cookie);
+struct request *mailbox_unpark_any(void);
 void mailbox_fork_child(void);

@@ -76,7 +76,7 @@ static int serve(struct agent *a, struct request *r) {
         case REQUEST_MERGE:
                 if (!rangeset_overlaps(&a->ranges, r->start, end))
                         return -ENOENT;
-                return link_request_merge(a, mailbox_index(r), r->start, r->length);
+                return link_request_merge(a, mailbox_cookie(r), r->start, r->length);
         }
         return -EINVAL;
 }
@@ -87,7 +87,8 @@ void serve_mailbox(struct agent *a) {
                 agent_consume_notes(a); /* what the caller did before it called */
                 int result = serve(a, r);
                 if (r->kind == REQUEST_MERGE && result == 0)
-                        continue; /* MERGE_DONE ends it */
-                mailbox_finish(r, result);
+                        mailbox_park(r); /* MERGE_DONE ends it */
+                else
+                        mailbox_finish(r, result);
         }
 }

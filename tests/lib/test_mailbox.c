@@ -1,0 +1,94 @@
+/* Requests whose callers give up: the slot comes back, once, and a late answer meets nobody. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <pthread.h>
+
+#include "lib/mailbox.h"
+#include "lib/sys.h"
+
+#define TIMEOUT_USEC 2000U
+
+static void *merge_for_ever(void *result) {
+        struct request r = { .kind = REQUEST_MERGE };
+        *(int *) result = mailbox_call(&r, 0);
+        return NULL;
+}
+
+static void *merge_with_timeout(void *result) {
+        struct request r = { .kind = REQUEST_MERGE };
+        *(int *) result = mailbox_call(&r, TIMEOUT_USEC);
+        return NULL;
+}
+
+static struct request *next_request(void) {
+        struct request *r;
+        while (!(r = mailbox_next()))
+                sys_yield();
+        return r;
+}
+
+/* A daemon that never answers: more callers than slots give up, then somebody is served all the same. */
+static void test_given_up(void **state) {
+        uint32_t cookie = 0;
+        pthread_t t;
+        int result;
+        for (unsigned i = 0; i < REQUESTS + 1; i++) {
+                pthread_create(&t, NULL, merge_with_timeout, &result);
+                struct request *r = next_request();
+                cookie = mailbox_cookie(r);
+                mailbox_park(r);
+                pthread_join(t, NULL);
+                assert_int_equal(result, -ETIMEDOUT);
+        }
+        pthread_create(&t, NULL, merge_for_ever, &result);
+        struct request *r = next_request();
+        mailbox_park(r);
+        assert_null(mailbox_unpark(cookie)); /* the late answer */
+        assert_ptr_equal(mailbox_unpark(mailbox_cookie(r)), r);
+        mailbox_finish(r, -ENOENT);
+        pthread_join(t, NULL);
+        assert_int_equal(result, -ENOENT);
+}
+
+/* Given up while the agent is at it. */
+static void test_given_up_when_taken(void **state) {
+        pthread_t t;
+        int result;
+        for (unsigned i = 0; i < REQUESTS + 1; i++) {
+                pthread_create(&t, NULL, merge_with_timeout, &result);
+                struct request *r = next_request();
+                pthread_join(t, NULL);
+                assert_int_equal(result, -ETIMEDOUT);
+                if (i & 1)
+                        mailbox_finish(r, 0);
+                else
+                        mailbox_park(r);
+                assert_null(mailbox_unpark_any());
+        }
+}
+
+/* The connection fails while a request is being passed on: it is not parked yet, and is finished once. */
+static void test_connection_lost_before_parking(void **state) {
+        pthread_t t;
+        int result;
+        pthread_create(&t, NULL, merge_for_ever, &result);
+        struct request *r = next_request();
+        assert_null(mailbox_unpark_any()); /* what link_close does */
+        mailbox_finish(r, -ENOTCONN);
+        pthread_join(t, NULL);
+        assert_int_equal(result, -ENOTCONN);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_given_up),
+                cmocka_unit_test(test_given_up_when_taken),
+                cmocka_unit_test(test_connection_lost_before_parking),
+        };
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
