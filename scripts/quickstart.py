@@ -56,12 +56,10 @@ def show(engine, servers):
     begin = time.monotonic()
     servers.start(engine)
     pids = servers.pids()
+    print(f"  loaded in {time.monotonic() - begin:.0f} s; {servers.verify()}", flush=True)
     oracle, _ = oracle_mib(pids, servers.ranges)
     before = sum_pss_mib(pids)
-    print(f"  loaded in {time.monotonic() - begin:.0f} s: {before:.1f} MiB (sum of PSS); "
-          f"an ideal page merger would save {oracle:.1f} MiB")
-    print("  " + servers.verify())
-    before = sum_pss_mib(pids)
+    print(f"  {before:.1f} MiB (sum of PSS), of which an ideal page merger would save {oracle:.1f} MiB")
 
     print("Merging ...", flush=True)
     engine.start_merging()

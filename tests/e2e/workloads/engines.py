@@ -207,7 +207,7 @@ class Userksm(NoEngine):
         return [self.daemon.pid]
 
     def stats(self):
-        return json.loads(self.ctl("stats", "--json"))
+        return json.loads(self.ctl("stats", "--json"))["counters"]
 
     def summary(self):
         stats = self.stats()
