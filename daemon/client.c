@@ -172,6 +172,10 @@ void client_hello(struct session *s, struct channel_message *message) {
                 session_refuse(s, EINVAL, "page size is not 4096");
                 return;
         }
+        if (s->account->n_lost > 0) { /* its administrators are still welcome */
+                session_refuse(s, EUSERS, "memory of this user's processes makes readers hang");
+                return;
+        }
         if (peer_check_eligible(&s->peer, &reason) < 0) {
                 session_refuse(s, EPERM, reason);
                 return;

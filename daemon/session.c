@@ -243,8 +243,6 @@ static const char *admit(struct manager *m, const struct uid_account *a) {
                 return "too many clients";
         if (a->n_sessions >= m->config.max_clients_per_uid)
                 return "too many clients of this user";
-        if (a->n_lost > 0)
-                return "memory of this user's processes makes readers hang";
         return NULL;
 }
 
