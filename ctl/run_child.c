@@ -30,9 +30,10 @@ int child_environment(const char *shim_path, const char *socket_path) {
         return 0;
 }
 
-static void exec_child(const sigset_t *mask, int error_fd, char *const *argv) {
+static void exec_child(const sigset_t *mask, const struct sigaction *child_action, int error_fd, char *const *argv) {
         int error;
 
+        sigaction(SIGCHLD, child_action, NULL);
         sigprocmask(SIG_SETMASK, mask, NULL);
         execvp(argv[0], argv);
         error = errno;
@@ -43,6 +44,7 @@ static void exec_child(const sigset_t *mask, int error_fd, char *const *argv) {
 
 int child_start(struct child *c, char *const *argv, int *ret_status) {
         _cleanup_close_ int read_end = -1, write_end = -1;
+        struct sigaction default_action = { .sa_handler = SIG_DFL }, ignore = { .sa_handler = SIG_IGN }, child_action;
         sigset_t mask, old;
         int pipe_fds[2], error = 0, r;
         ssize_t n;
@@ -57,6 +59,8 @@ int child_start(struct child *c, char *const *argv, int *ret_status) {
         for (size_t i = 0; i < ARRAY_SIZE(passed_on); i++)
                 sigaddset(&mask, passed_on[i]);
         sigprocmask(SIG_BLOCK, &mask, &old);
+        /* Whoever started us may ignore it, and then there would be nothing to wait for. */
+        sigaction(SIGCHLD, &default_action, &child_action);
         c->signal_fd = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
         if (c->signal_fd < 0)
                 return -errno;
@@ -68,7 +72,9 @@ int child_start(struct child *c, char *const *argv, int *ret_status) {
                 return r;
         }
         if (c->pid == 0)
-                exec_child(&old, write_end, argv);
+                exec_child(&old, &child_action, write_end, argv);
+        /* A report that nobody reads must not end us before the command. */
+        sigaction(SIGPIPE, &ignore, NULL);
         write_end = close_fd(write_end);
         /* End of file: exec closed the pipe. */
         do

@@ -67,6 +67,12 @@ static int find_a_daemon(struct run *run, const char **ret_socket) {
         return private_daemon_start(&run->private_daemon, &run->admin);
 }
 
+/* The command may change its directory: a relative path would lead elsewhere. */
+static void name_socket(const char *path, char ret[PATH_MAX]) {
+        if (path[0] == '@' || !realpath(path, ret))
+                snprintf(ret, PATH_MAX, "%s", path);
+}
+
 /* -- meanwhile ------------------------------------------------------------------------------------------------ */
 
 /* Also when it was connected and is no more: `env -i` runs under the library and then execs without it. That the command
@@ -146,7 +152,7 @@ static void report(const struct run *run) {
 /* -- the verb -------------------------------------------------------------------------------------------------- */
 
 static int run_command(struct run *run) {
-        char shim[PATH_MAX];
+        char shim[PATH_MAX], absolute_path[PATH_MAX];
         const char *socket_path;
         int r, status;
 
@@ -156,7 +162,8 @@ static int run_command(struct run *run) {
         }
         if (find_a_daemon(run, &socket_path) != STATUS_OK)
                 return RUN_STATUS_OURS;
-        r = child_environment(shim, socket_path);
+        name_socket(socket_path, absolute_path);
+        r = child_environment(shim, absolute_path);
         if (r == 0)
                 r = child_start(&run->child, run->command, &status);
         else
