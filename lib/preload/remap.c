@@ -115,7 +115,7 @@ static uint64_t remap_in_pieces(const struct remap *r) {
 
 /* Inside the lock, after success. Growth in place is a move onto itself; registration travels, as VM_MERGEABLE does. */
 static void note_remapped(const struct remap *r, uint64_t result) {
-        if (result == r->old && r->new_bytes < r->old_bytes) {
+        if (result == r->old && r->new_bytes <= r->old_bytes) {
                 note_unmapped(r->old + r->new_bytes, r->old + r->old_bytes);
                 return;
         }

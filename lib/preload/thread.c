@@ -10,15 +10,15 @@
 
 /* Also attaches the thread to the mapping lock here, at leisure: a vfork child shares its parent's word and must find it. */
 static void note_own_stack(void) {
-        enter();
-        leave();
         int saved = errno;
         pthread_attr_t attr;
         void *addr;
         size_t size, guard;
         if (pthread_getattr_np(pthread_self(), &attr) == 0) {
+                enter(); /* no transition while the note is half written */
                 if (pthread_attr_getstack(&attr, &addr, &size) == 0 && pthread_attr_getguardsize(&attr, &guard) == 0)
                         agent_note_stack(page_floor((uint64_t) addr - guard), page_ceil(size + guard));
+                leave();
                 (void) pthread_attr_destroy(&attr);
         }
         errno = saved;
