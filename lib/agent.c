@@ -7,6 +7,7 @@
 #include "lib/agent_loop.h"
 #include "lib/agent_start.h"
 #include "lib/notes.h"
+#include "lib/book.h"
 #include "lib/sys.h"
 
 #define POLL_MAX_USEC 1000000U
@@ -134,7 +135,19 @@ void *agent_main(void *userdata) {
 
 /* -- a forked child ------------------------------------------------------------------------------------------------ */
 
-void agent_reset_in_child(void) {
+/* DONTFORK memory is not there. */
+static void forget_dontfork(struct agent *a) {
+        for (uint32_t i = 0; i < a->dontfork.n; i++) {
+                struct interval x = a->dontfork.v[i];
+                book_forget(x.start, x.end);
+                (void) rangeset_remove(&a->ranges, x.start, x.end);
+                (void) rangeset_remove(&a->found, x.start, x.end);
+                (void) rangeset_remove(&a->excluded, x.start, x.end);
+        }
+        rangeset_clear(&a->dontfork);
+}
+
+void agent_reset_in_child(bool libc_knows) {
         struct agent *a = &agent;
         struct rangeset ranges = a->ranges, found = a->found, excluded = a->excluded, dontfork = a->dontfork;
         bool suspended = a->suspended, special_known = a->special_known;
@@ -142,10 +155,20 @@ void agent_reset_in_child(void) {
         own_free(a->expected, BLOCK_BYTES);
         own_free(a->text, TEXT_BUFFER_BYTES);
         own_free(a->message, sizeof(*a->message));
-        own_free(a->watch.stack, WATCH_STACK_BYTES);
-        own_free(agent_control()->stack, AGENT_STACK_BYTES);
+        own_forget(a->scratch); /* MADV_DONTFORK */
+        if (libc_knows) {
+                own_free(a->watch.stack, WATCH_STACK_BYTES);
+                own_free(agent_control()->stack, AGENT_STACK_BYTES);
+        } else { /* still in libc's list of threads */
+                own_forget(a->watch.stack);
+                own_forget(agent_control()->stack);
+        }
         *a = (struct agent) { .ranges = ranges, .found = found, .excluded = excluded, .dontfork = dontfork,
                               .suspended = suspended, .special_known = special_known };
         agent_control()->stack = NULL;
         mailbox_fork_child();
+        /* What the parent's agent had not read: the books are the child's until its own agent runs. */
+        notes_fork_child();
+        agent_consume_notes(a);
+        forget_dontfork(a);
 }

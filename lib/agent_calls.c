@@ -1,21 +1,38 @@
 /* The calls of program threads: each a request to the agent, or a note. */
 #include <errno.h>
+#include <fcntl.h>
 
 #include "lib/agent.h"
+#include "lib/agent_start.h"
 #include "lib/book.h"
 #include "lib/mailbox.h"
 #include "lib/notes.h"
 #include "lib/sys.h"
+#include "lib/transition.h"
 #include "lib/vma.h"
 #include "common/cleanup.h"
 
 /* The daemon answers a merge on demand within seconds; one that hangs must not hang the program. */
 #define MERGE_TIMEOUT_USEC 30000000U
 
-static int call(enum request_kind kind, uint64_t start, uint64_t length) {
+/* What the kernel's calls touch: whole pages. The agent's sets hold nothing else. */
+static uint64_t page_floor(uint64_t address) {
+        return address & ~(KSM_PAGE_SIZE - 1);
+}
+
+static uint64_t page_ceil(uint64_t address) {
+        return page_floor(address + KSM_PAGE_SIZE - 1);
+}
+
+static int ask(enum request_kind kind, uint64_t start, uint64_t length) {
         struct request r = { .kind = kind, .start = start, .length = length };
         agent_ensure_after_fork();
         return agent_running() ? mailbox_call(&r, 0) : -ENOTCONN;
+}
+
+static int call(enum request_kind kind, uint64_t start, uint64_t length) {
+        uint64_t from = page_floor(start);
+        return ask(kind, from, page_ceil(start + length) - from);
 }
 
 int agent_register(uint64_t start, uint64_t length) {
@@ -78,24 +95,25 @@ int agent_release(uint64_t start, uint64_t length) {
 }
 
 int agent_merge_any_stop(void) {
-        return call_if_merged(REQUEST_MERGE_ANY, 0, 0);
+        int r = ask(REQUEST_MERGE_ANY, 0, 0);
+        return r == -ENOTCONN ? 0 : r;
 }
 
 void agent_suspend(bool suspended) {
-        (void) call_if_merged(REQUEST_SUSPEND, suspended, 0);
+        (void) ask(REQUEST_SUSPEND, suspended, 0);
 }
 
 static void note(enum note_kind kind, uint64_t start, uint64_t length) {
-        notes_put((struct note) { .kind = kind, .start = start, .end = start + length });
+        notes_put((struct note) { .kind = kind, .start = page_floor(start), .end = page_ceil(start + length) });
 }
 
 void agent_note_moved(uint64_t old_start, uint64_t old_length, uint64_t new_start, uint64_t new_length) {
         if (agent_running())
                 notes_put((struct note) { .kind = NOTE_MOVED,
                                           .start = old_start,
-                                          .end = old_start + old_length,
+                                          .end = page_ceil(old_start + old_length),
                                           .to = new_start,
-                                          .to_end = new_start + new_length });
+                                          .to_end = page_ceil(new_start + new_length) });
         else
                 book_forget(old_start, old_start + old_length);
 }
@@ -115,23 +133,22 @@ void agent_note_dontfork(uint64_t start, uint64_t length, bool dontfork) {
         note(dontfork ? NOTE_DONTFORK : NOTE_DOFORK, start, length);
 }
 
-/* Until its agent has contexts nobody hears a discard in a forked child. There is no fd to ask the kernel through, but books
- * inherited over a fork are right: the parent's agent was at rest, and what the child unmapped since went through
- * agent_note_unmapped. */
+/* Until its agent has contexts nobody hears a discard in a forked child. */
 int agent_discard_local(uint64_t start, uint64_t length) {
-        struct book_walk w = { .start = start, .end = start + length };
-        uint64_t block, mask;
         if (agent_running() && agent_has_contexts())
                 return 0;
-        while (book_walk_next(&w, &block, &mask)) {
-                for (uint64_t m = mask; m; m &= m - 1) {
-                        uint64_t page = (block << BLOCK_SHIFT | (uint64_t) __builtin_ctzll(m)) << KSM_PAGE_SHIFT;
-                        long r = sys_mmap(page, KSM_PAGE_SIZE, PROT_READ | PROT_WRITE,
-                                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-                        if (sys_is_error(r))
-                                return (int) r;
-                        book_forget(page, page + KSM_PAGE_SIZE);
-                }
+        if (!book_any_merged(start, start + length))
+                return 0;
+        int r = 0, maps_fd = (int) sys_open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+        if (maps_fd < 0)
+                return maps_fd;
+        struct book_walk w = { .start = start, .end = start + length };
+        uint64_t block, mask;
+        while (r == 0 && book_walk_next(&w, &block, &mask)) {
+                uint64_t base = block << (BLOCK_SHIFT + KSM_PAGE_SHIFT);
+                for (unsigned i = 0, n; r == 0 && next_run(mask, &i, &n); i += n)
+                        r = fork_child_discard(maps_fd, page_address(base, i), page_address(base, i + n));
         }
-        return 0;
+        sys_close(maps_fd);
+        return r;
 }

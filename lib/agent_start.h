@@ -27,7 +27,7 @@ struct agent_control {
 
 struct agent_control *agent_control(void);
 void *agent_main(void *userdata);
-void agent_reset_in_child(void);
+void agent_reset_in_child(bool libc_knows); /* libc_knows: fork went through libc, which forgot the other threads */
 void fork_register(void); /* pthread_atfork */
 int fork_mark_process(struct agent_control *c);
 /* In a forked child without contexts: replaces what [start, end) maps of segments by zeros. 0 or -errno. */

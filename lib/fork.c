@@ -113,9 +113,12 @@ void fork_child_zeros(void) {
                 sys_close(maps_fd);
 }
 
-void agent_fork_child(void) {
+static void start_anew(bool libc_knows) {
         struct agent_control *c = agent_control();
         bool had = had_agent(c);
+        /* Done already: another handler made a call that needed it. */
+        if (c->alive && atomic_load(c->alive))
+                return;
         map_lock_fork_child();
         if (prepared)
                 map_leave();
@@ -126,15 +129,23 @@ void agent_fork_child(void) {
         if (atomic_load(&c->state) == AGENT_NONE)
                 return;
         fork_child_zeros();
-        agent_reset_in_child();
+        agent_reset_in_child(libc_knows);
         atomic_store(&c->ready, 0);
         atomic_store(&c->state, AGENT_NONE);
         if (had)
                 atomic_store(&c->fork_pending, 1);
 }
 
+void agent_fork_child(void) {
+        start_anew(false);
+}
+
+static void child_of_libc(void) {
+        start_anew(true);
+}
+
 void fork_register(void) {
-        (void) pthread_atfork(agent_fork_prepare, agent_fork_parent, agent_fork_child);
+        (void) pthread_atfork(agent_fork_prepare, agent_fork_parent, child_of_libc);
 }
 
 bool control_enter(struct agent_control *c) {

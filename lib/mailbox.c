@@ -159,5 +159,5 @@ void mailbox_fork_child(void) {
         for (unsigned i = 0; i < REQUESTS; i++)
                 atomic_store(&requests[i].state, FREE);
         bell.fd = -1; /* the parent agent's table, not ours */
-        atomic_store(&bell_page, 0);
+        own_free((void *) atomic_exchange(&bell_page, 0), KSM_PAGE_SIZE);
 }

@@ -106,10 +106,12 @@ uint64_t map_lock_exits(void) {
 }
 
 bool map_lock_acquire(unsigned spin_usec, void (*drain)(void *), void *userdata) {
-        if (atomic_load(&overflow))
-                return false;
         atomic_store(&map_active, 1);
         if (sys_call(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0, 0, 0, 0) < 0) {
+                map_lock_release();
+                return false;
+        }
+        if (atomic_load(&overflow)) { /* set before its threads looked: the barrier shows it, or they wait */
                 map_lock_release();
                 return false;
         }

@@ -36,3 +36,11 @@ bool notes_get(struct note *ret) {
 bool notes_take_lost(void) {
         return atomic_exchange(&lost, false);
 }
+
+void notes_fork_child(void) {
+        for (uint64_t i = atomic_load(&tail); i < atomic_load(&head); i++)
+                if (atomic_load(&ring[i % NOTES].turn) != i + 1) {
+                        ring[i % NOTES].note = (struct note) { .kind = NOTE_NOTHING };
+                        atomic_store(&ring[i % NOTES].turn, i + 1);
+                }
+}

@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum note_kind { NOTE_UNMAPPED = 1, NOTE_EXCLUDE, NOTE_DONTFORK, NOTE_DOFORK, NOTE_MOVED };
+enum note_kind { NOTE_NOTHING, NOTE_UNMAPPED, NOTE_EXCLUDE, NOTE_DONTFORK, NOTE_DOFORK, NOTE_MOVED };
 
 struct note {
         enum note_kind kind;
@@ -19,3 +19,5 @@ void notes_put(struct note note);
 /* False when empty (or the next note is still being written). */
 bool notes_get(struct note *ret);
 bool notes_take_lost(void);
+/* In a forked child: drops notes that other threads of the parent were writing. */
+void notes_fork_child(void);

@@ -12,6 +12,8 @@ void agent_consume_notes(struct agent *a) {
         struct note n;
         while (notes_get(&n)) {
                 switch (n.kind) {
+                case NOTE_NOTHING:
+                        break;
                 case NOTE_UNMAPPED:
                         registry_forget(a, n.start, n.end);
                         break;

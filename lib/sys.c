@@ -51,13 +51,17 @@ void *own_alloc(size_t length) {
         return (void *) p;
 }
 
-void own_free(void *p, size_t length) {
-        if (!p)
-                return;
-        sys_munmap((uint64_t) p, length);
-        for (unsigned i = 0; i < OWN_REGIONS; i++)
+void own_forget(void *p) {
+        for (unsigned i = 0; p && i < OWN_REGIONS; i++)
                 if (atomic_load(&regions[i].start) == (uint64_t) p) {
                         atomic_store(&regions[i].end, 0);
                         atomic_store(&regions[i].start, 0);
                 }
+}
+
+void own_free(void *p, size_t length) {
+        if (!p)
+                return;
+        sys_munmap((uint64_t) p, length);
+        own_forget(p);
 }

@@ -89,5 +89,6 @@ uint64_t thread_cpu_usec(void); /* CPU time of the calling thread */
  * program's mappings. NULL when there is none. Any thread. */
 void *own_alloc(size_t length);
 void own_free(void *p, size_t length);
+void own_forget(void *p); /* what a forked child did not inherit, or must leave where it is */
 /* True when the address lies in memory of own_alloc. */
 bool own_holds(uint64_t address);
