@@ -103,8 +103,8 @@ static void on_check(uv_check_t *handle) {
 /* Called by a finished worker through uv_async_send, so on the loop's thread again. */
 static void on_jobs(uv_async_t *handle) {
         struct manager *m = handle->data;
-        struct pool_job *job;
-        while ((job = pool_reap(m->pool))) {
+        struct worker_job *job;
+        while ((job = workers_reap(m->workers))) {
                 if (store_is_job(job))
                         store_job_done(&m->store, job);
                 else
@@ -324,10 +324,10 @@ static int start_workers(struct manager *m) {
                 if (r < 0)
                         return r;
         }
-        int r = pool_new(n_workers(&m->config), scanner_scratch_bytes(), wake_loop, m, &m->pool);
+        int r = workers_new(n_workers(&m->config), scanner_scratch_bytes(), wake_loop, m, &m->workers);
         if (r < 0)
                 return r;
-        store_init(&m->store, m->pool);
+        store_init(&m->store, m->workers);
         return scanner_new(m, &m->scanner);
 }
 
@@ -368,7 +368,7 @@ int manager_run(struct manager *m) {
         if (m->config.private_mode)
                 manager_watch(m);
         log_info("userksmd " USERKSM_VERSION " on %s, %u workers, at most %u clients", m->config.socket,
-                 pool_n_workers(m->pool), (unsigned) MIN((int64_t) m->max_sessions, m->config.max_clients));
+                 workers_n_running(m->workers), (unsigned) MIN((int64_t) m->max_sessions, m->config.max_clients));
         notify_ready();
         int r = uv_run(&m->loop, UV_RUN_DEFAULT);
         notify_stopping();
@@ -389,7 +389,7 @@ struct manager *manager_free(struct manager *m) {
         while (m->sessions)
                 session_close(m->sessions, LOG_DEBUG, NULL);
         /* A worker that hangs on a client's memory may use its job for ever: all of it is left to the exit. */
-        if (m->pool && pool_stop(m->pool) < 0)
+        if (m->workers && workers_stop(m->workers) < 0)
                 return NULL;
         if (m->scanner)
                 on_jobs(&m->jobs_done);
@@ -400,7 +400,7 @@ struct manager *manager_free(struct manager *m) {
         }
         requests_done(&m->requests);
         m->scanner = scanner_free(m->scanner);
-        m->pool = pool_free(m->pool);
+        m->workers = workers_free(m->workers);
         store_done(&m->store);
         m->core = core_free(m->core);
         IDMAP_FOREACH(&m->accounts, e)

@@ -45,7 +45,7 @@ struct manager {
 
         struct core *core;
         struct store store;
-        struct pool *pool;
+        struct workers *workers;
         struct scanner *scanner;
         struct listener *listener;
         struct requests requests;

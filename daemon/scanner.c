@@ -14,7 +14,7 @@
 enum job_kind { JOB_SCAN, JOB_READ, JOB_PUBLISH };
 
 struct job {
-        struct pool_job base;
+        struct worker_job base;
         struct job *next_free;
         enum job_kind kind;
         bool fast;
@@ -63,7 +63,7 @@ size_t scanner_scratch_bytes(void) {
 
 /* -- on a worker ------------------------------------------------------------------------------------------------------ */
 
-static void run_scan(struct pool_job *base, void *userdata) {
+static void run_scan(struct worker_job *base, void *userdata) {
         struct job *j = (struct job *) base;
         struct page_region *regions = ((union scratch *) userdata)->regions;
         const struct core_scan *scan = &j->scan;
@@ -92,7 +92,7 @@ static void run_scan(struct pool_job *base, void *userdata) {
         }
 }
 
-static void run_read(struct pool_job *base, void *userdata) {
+static void run_read(struct worker_job *base, void *userdata) {
         struct job *j = (struct job *) base;
         union scratch *scratch = userdata;
         const struct core_read *read = &j->read;
@@ -114,7 +114,7 @@ static void run_read(struct pool_job *base, void *userdata) {
 }
 
 /* The hash is taken from the slot, after the copy: the page may change while it is copied, the slot never again. */
-static void run_publish(struct pool_job *base, void *userdata) {
+static void run_publish(struct worker_job *base, void *userdata) {
         struct job *j = (struct job *) base;
         const struct core_publish *publish = &j->publish;
         uint8_t *slots = j->segment->segment->slots;
@@ -137,7 +137,7 @@ static void run_publish(struct pool_job *base, void *userdata) {
 /* 0: go ahead; else microseconds to wait. */
 static uint64_t governor_wait(struct scanner *s, uint64_t now) {
         const int64_t permille = core_tunables(s->manager->core)->max_cpu_permille;
-        uint64_t cpu = pool_cpu_usec(s->manager->pool), elapsed = now - s->refilled_usec;
+        uint64_t cpu = workers_cpu_usec(s->manager->workers), elapsed = now - s->refilled_usec;
         const uint64_t full = GOVERNOR_BURST_USEC * 1000; /* fills any bucket */
         s->tokens_usec += (int64_t) MIN(elapsed, full) * permille / 1000 - (int64_t) (cpu - s->cpu_usec);
         s->tokens_usec = MIN(s->tokens_usec, (int64_t) GOVERNOR_BURST_USEC);
@@ -222,7 +222,7 @@ static void job_release(struct scanner *s, struct job *j) {
 }
 
 static void start(struct scanner *s, struct job *j, uint64_t now) {
-        static void (*const run[])(struct pool_job *, void *) = {
+        static void (*const run[])(struct worker_job *, void *) = {
                 [JOB_SCAN] = run_scan,
                 [JOB_READ] = run_read,
                 [JOB_PUBLISH] = run_publish,
@@ -240,7 +240,7 @@ static void start(struct scanner *s, struct job *j, uint64_t now) {
         }
         j->base.run = run[j->kind];
         s->n_running++;
-        pool_submit(s->manager->pool, &j->base);
+        workers_submit(s->manager->workers, &j->base);
 }
 
 /* What the core wants most that there is room for. Scans find what to read, reads what to publish: the later stage first,
@@ -278,7 +278,7 @@ static bool pull(struct scanner *s, struct job *j, uint64_t now, unsigned room, 
 }
 
 bool scanner_dispatch(struct scanner *s, uint64_t now, uint64_t *ret_next_usec) {
-        unsigned limit = JOBS_PER_WORKER * pool_n_workers(s->manager->pool);
+        unsigned limit = JOBS_PER_WORKER * workers_n_running(s->manager->workers);
         *ret_next_usec = UINT64_MAX;
         if (s->n_running >= limit) /* the next finished job wakes us */
                 return false;
@@ -300,7 +300,7 @@ bool scanner_dispatch(struct scanner *s, uint64_t now, uint64_t *ret_next_usec) 
         return true;
 }
 
-void scanner_job_done(struct scanner *s, struct pool_job *base) {
+void scanner_job_done(struct scanner *s, struct worker_job *base) {
         struct job *j = (struct job *) base;
         if (base->given_up) {
                 log_notice("a reader of uid %u's memory came back", j->account->uid);
@@ -314,8 +314,8 @@ void scanner_job_done(struct scanner *s, struct pool_job *base) {
 }
 
 void scanner_check_lost(struct scanner *s, uint64_t now) {
-        struct pool_job *base;
-        while ((base = pool_give_up(s->manager->pool, now, JOB_LOST_USEC))) {
+        struct worker_job *base;
+        while ((base = workers_give_up(s->manager->workers, now, JOB_LOST_USEC))) {
                 struct job *j = (struct job *) base;
                 if (store_is_job(base)) /* a seal that waits for pins: nobody's fault, it comes back */
                         continue;

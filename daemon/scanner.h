@@ -8,14 +8,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "daemon/sys/pool.h"
+#include "daemon/sys/workers.h"
 
 struct manager;
 struct scanner;
 
 /* Bytes of scratch that a worker needs. */
 size_t scanner_scratch_bytes(void);
-/* m->pool must be there. */
+/* m->workers must be there. */
 int scanner_new(struct manager *m, struct scanner **ret);
 /* After the pool is gone. */
 struct scanner *scanner_free(struct scanner *s);
@@ -23,7 +23,7 @@ struct scanner *scanner_free(struct scanner *s);
 /* Starts one job if there is work and room. True: call again; false: not before *ret_next_usec. */
 bool scanner_dispatch(struct scanner *s, uint64_t now, uint64_t *ret_next_usec);
 /* Takes back a finished job of ours. */
-void scanner_job_done(struct scanner *s, struct pool_job *job);
+void scanner_job_done(struct scanner *s, struct worker_job *job);
 void scanner_check_lost(struct scanner *s, uint64_t now);
 /* Jobs handed out and not back yet, given up ones included. */
 unsigned scanner_n_running(const struct scanner *s);

@@ -9,8 +9,8 @@
 
 _Static_assert(SEGMENT_LIMIT_SLOTS == SEGMENT_SLOTS_MAX, "daemon/sys may not include proto");
 
-void store_init(struct store *s, struct pool *pool) {
-        *s = (struct store){ .pool = pool };
+void store_init(struct store *s, struct workers *workers) {
+        *s = (struct store){ .workers = workers };
 }
 
 int store_domain_ref(struct store *s, uint32_t id, struct store_domain **ret) {
@@ -44,7 +44,7 @@ struct store_domain *store_domain_unref(struct store_domain *d) {
 
 static struct store_segment *segment_entry_free(struct store_segment *s) {
         if (s) {
-                segment_free(s->segment);
+                segment_file_free(s->segment);
                 store_domain_unref(s->domain);
                 free(s);
         }
@@ -68,7 +68,7 @@ int store_segment_open(struct store *s, uint32_t id, uint32_t domain, uint32_t n
         e->id = id;
         int r = store_domain_ref(s, domain, &e->domain);
         if (r == 0)
-                r = segment_new(n_slots, &e->segment);
+                r = segment_file_new(n_slots, &e->segment);
         if (r == 0)
                 r = idmap_put(&s->segments, id, e);
         if (r < 0) {
@@ -79,15 +79,15 @@ int store_segment_open(struct store *s, uint32_t id, uint32_t domain, uint32_t n
         return 0;
 }
 
-static void run_seal(struct pool_job *job, void *scratch) {
+static void run_seal(struct worker_job *job, void *scratch) {
         struct store_segment *s = (struct store_segment *) job;
-        s->error = segment_seal(s->segment);
+        s->error = segment_file_seal(s->segment);
 }
 
 /* Frees up to 16 MiB of page cache when nobody maps them any more. */
-static void run_free(struct pool_job *job, void *scratch) {
+static void run_free(struct worker_job *job, void *scratch) {
         struct store_segment *s = (struct store_segment *) job;
-        s->segment = segment_free(s->segment);
+        s->segment = segment_file_free(s->segment);
 }
 
 /* Starts what is wanted once nobody uses the segment. */
@@ -98,7 +98,7 @@ static void advance(struct store_segment *s) {
         s->error = 0;
         s->job.run = s->free_wanted ? run_free : run_seal;
         s->seal_wanted = false;
-        pool_submit(s->store->pool, &s->job);
+        workers_submit(s->store->workers, &s->job);
 }
 
 void store_segment_pin(struct store_segment *s) {
@@ -123,11 +123,11 @@ void store_segment_event(struct store *s, const struct core_segment_event *e) {
         advance(segment);
 }
 
-bool store_is_job(const struct pool_job *job) {
+bool store_is_job(const struct worker_job *job) {
         return job->run == run_seal || job->run == run_free;
 }
 
-void store_job_done(struct store *s, struct pool_job *job) {
+void store_job_done(struct store *s, struct worker_job *job) {
         struct store_segment *segment = (struct store_segment *) job;
         segment->n_pins--;
         if (segment->error < 0)

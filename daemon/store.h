@@ -10,7 +10,7 @@
 #include "daemon/core/core.h"
 #include "daemon/idmap.h"
 #include "daemon/sys/digest.h"
-#include "daemon/sys/pool.h"
+#include "daemon/sys/workers.h"
 #include "daemon/sys/segment.h"
 
 struct store;
@@ -23,11 +23,11 @@ struct store_domain {
 };
 
 struct store_segment {
-        struct pool_job job; /* seal or free, one at a time */
+        struct worker_job job; /* seal or free, one at a time */
         struct store *store;
         uint32_t id;
         struct store_domain *domain;
-        struct segment *segment;
+        struct segment_file *segment;
         unsigned n_pins;
         bool seal_wanted, free_wanted;
         int error; /* of the job */
@@ -35,10 +35,10 @@ struct store_segment {
 
 struct store {
         struct idmap domains, segments;
-        struct pool *pool;
+        struct workers *workers;
 };
 
-void store_init(struct store *s, struct pool *pool);
+void store_init(struct store *s, struct workers *workers);
 /* After the pool is gone: frees what is left. */
 void store_done(struct store *s);
 
@@ -52,5 +52,5 @@ void store_segment_pin(struct store_segment *s);
 void store_segment_unpin(struct store_segment *s);
 void store_segment_event(struct store *s, const struct core_segment_event *e);
 /* Tells our jobs from the scanner's. */
-bool store_is_job(const struct pool_job *job);
-void store_job_done(struct store *s, struct pool_job *job);
+bool store_is_job(const struct worker_job *job);
+void store_job_done(struct store *s, struct worker_job *job);

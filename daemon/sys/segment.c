@@ -15,13 +15,13 @@ static int memfd_open(void) {
         return fd < 0 ? -errno : fd;
 }
 
-int segment_new(uint32_t n_slots, struct segment **ret) {
+int segment_file_new(uint32_t n_slots, struct segment_file **ret) {
         if (n_slots == 0 || n_slots > SEGMENT_LIMIT_SLOTS)
                 return -EINVAL;
-        _cleanup_(segment_freep) struct segment *s = malloc(sizeof(*s));
+        _cleanup_(segment_file_freep) struct segment_file *s = malloc(sizeof(*s));
         if (!s)
                 return -ENOMEM;
-        *s = (struct segment){ .fd = -1, .client_fd = -1, .n_slots = n_slots };
+        *s = (struct segment_file){ .fd = -1, .client_fd = -1, .n_slots = n_slots };
         int fd = memfd_open();
         if (fd < 0)
                 return fd;
@@ -46,7 +46,7 @@ int segment_new(uint32_t n_slots, struct segment **ret) {
         return 0;
 }
 
-int segment_seal(struct segment *s) {
+int segment_file_seal(struct segment_file *s) {
         if (s->fd < 0)
                 return 0;
         if (s->slots && munmap(s->slots, s->n_slots * KSM_PAGE_SIZE) < 0)
@@ -57,7 +57,7 @@ int segment_seal(struct segment *s) {
         return r;
 }
 
-struct segment *segment_free(struct segment *s) {
+struct segment_file *segment_file_free(struct segment_file *s) {
         if (!s)
                 return NULL;
         if (s->slots)

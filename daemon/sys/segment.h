@@ -12,7 +12,7 @@
 /* The same as the protocol's SEGMENT_SLOTS_MAX (asserted in daemon/store.c). */
 #define SEGMENT_LIMIT_SLOTS (1U << 18)
 
-struct segment {
+struct segment_file {
         int fd;         /* the daemon's, read-write; -1 once sealed */
         int client_fd;  /* opened O_RDONLY: what clients get */
         uint8_t *slots; /* the writable mapping; NULL once sealed */
@@ -20,10 +20,10 @@ struct segment {
 };
 
 /* 0 or -errno. */
-int segment_new(uint32_t n_slots, struct segment **ret);
+int segment_file_new(uint32_t n_slots, struct segment_file **ret);
 /* Drops the writable mapping and seals for good. Can wait for pins to go away (hundreds of milliseconds): call on a worker.
  * 0, also when already sealed; -errno: sealing failed, but the daemon's mapping is gone and F_SEAL_FUTURE_WRITE still
  * stands, so the content cannot change all the same. */
-int segment_seal(struct segment *s);
-struct segment *segment_free(struct segment *s);
-DEFINE_CLEANUP(struct segment *, segment_free)
+int segment_file_seal(struct segment_file *s);
+struct segment_file *segment_file_free(struct segment_file *s);
+DEFINE_CLEANUP(struct segment_file *, segment_file_free)

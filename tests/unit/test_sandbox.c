@@ -39,16 +39,16 @@ static void *in_thread(void *userdata) {
 
 static int daily_work(void) {
         struct digest_secret secret;
-        struct segment *s;
+        struct segment_file *s;
         struct peer peer;
         char key[PEER_KEY_BYTES];
         pthread_t thread;
         const char *reason;
         int pair[2];
         /* A seal, a thread, a peer, a config file, a page of memory: each as the daemon does it while it runs. */
-        if (digest_secret_draw(&secret) < 0 || segment_new(16, &s) < 0 || segment_seal(s) < 0)
+        if (digest_secret_draw(&secret) < 0 || segment_file_new(16, &s) < 0 || segment_file_seal(s) < 0)
                 return 1;
-        segment_free(s);
+        segment_file_free(s);
         if (pthread_create(&thread, NULL, in_thread, NULL) != 0 || pthread_join(thread, NULL) != 0)
                 return 2;
         /* A socket pair is not on the list: sockets come from accept. */

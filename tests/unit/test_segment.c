@@ -39,8 +39,8 @@ static void assert_client_cannot_change(int fd) {
 }
 
 static void test_life(void **state) {
-        struct segment *s;
-        assert_int_equal(segment_new(SLOTS, &s), 0);
+        struct segment_file *s;
+        assert_int_equal(segment_file_new(SLOTS, &s), 0);
         struct stat st;
         assert_int_equal(fstat(s->client_fd, &st), 0);
         assert_int_equal(st.st_mode & 07777, 0400);
@@ -54,27 +54,27 @@ static void test_life(void **state) {
         assert_int_equal(seen[3 * KSM_PAGE_SIZE], 0xa5);
         assert_client_cannot_change(s->client_fd);
 
-        assert_int_equal(segment_seal(s), 0);
+        assert_int_equal(segment_file_seal(s), 0);
         assert_null(s->slots);
         assert_int_equal(s->fd, -1);
         const int all = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_FUTURE_WRITE;
         assert_int_equal(fcntl(s->client_fd, F_GET_SEALS) & all, all);
         assert_client_cannot_change(s->client_fd);
         assert_int_equal(seen[3 * KSM_PAGE_SIZE], 0xa5);
-        assert_int_equal(segment_seal(s), 0); /* again: nothing to do */
+        assert_int_equal(segment_file_seal(s), 0); /* again: nothing to do */
 
         /* The kernel keeps the bytes as long as someone maps them (I3). */
-        s = segment_free(s);
+        s = segment_file_free(s);
         assert_int_equal(seen[3 * KSM_PAGE_SIZE], 0xa5);
         assert_int_equal(munmap((void *) seen, SLOTS * KSM_PAGE_SIZE), 0);
 }
 
 static void test_bounds(void **state) {
-        struct segment *s = NULL;
-        assert_int_equal(segment_new(0, &s), -EINVAL);
-        assert_int_equal(segment_new(SEGMENT_LIMIT_SLOTS + 1, &s), -EINVAL);
+        struct segment_file *s = NULL;
+        assert_int_equal(segment_file_new(0, &s), -EINVAL);
+        assert_int_equal(segment_file_new(SEGMENT_LIMIT_SLOTS + 1, &s), -EINVAL);
         assert_null(s);
-        assert_null(segment_free(NULL));
+        assert_null(segment_file_free(NULL));
 }
 
 /* Any single bit decides; the last word too. */

@@ -12,19 +12,19 @@
 
 #include "daemon/idmap.h"
 #include "daemon/sys/clock.h"
-#include "daemon/sys/pool.h"
+#include "daemon/sys/workers.h"
 
 #define JOBS 500
 /* Long enough for the busiest machine, never waited for in full. */
 #define BOUND_MSEC 20000
 
 struct test_job {
-        struct pool_job base;
+        struct worker_job base;
         atomic_int runs;
         int gate; /* eventfd to wait for; -1 = none */
 };
 
-static void run(struct pool_job *base, void *scratch) {
+static void run(struct worker_job *base, void *scratch) {
         struct test_job *j = (struct test_job *) base;
         uint64_t v;
         if (scratch)
@@ -39,9 +39,9 @@ static void wake(void *userdata) {
         (void) !write(*(int *) userdata, &one, sizeof(one));
 }
 
-static struct pool_job *reap_one(struct pool *p, int fd) {
-        struct pool_job *job;
-        while (!(job = pool_reap(p))) {
+static struct worker_job *reap_one(struct workers *p, int fd) {
+        struct worker_job *job;
+        while (!(job = workers_reap(p))) {
                 struct pollfd wait = { .fd = fd, .events = POLLIN };
                 uint64_t v;
                 assert_int_equal(poll(&wait, 1, BOUND_MSEC), 1);
@@ -53,45 +53,45 @@ static struct pool_job *reap_one(struct pool *p, int fd) {
 static void test_all_come_back(void **state) {
         static struct test_job jobs[JOBS];
         int fd = eventfd(0, EFD_CLOEXEC);
-        struct pool *p;
-        assert_int_equal(pool_new(3, 64, wake, &fd, &p), 0);
+        struct workers *p;
+        assert_int_equal(workers_new(3, 64, wake, &fd, &p), 0);
         for (unsigned i = 0; i < JOBS; i++) {
                 jobs[i] = (struct test_job){ .base.run = run, .gate = -1 };
-                pool_submit(p, &jobs[i].base);
+                workers_submit(p, &jobs[i].base);
         }
         for (unsigned i = 0; i < JOBS; i++)
                 (void) reap_one(p, fd);
-        assert_null(pool_reap(p));
+        assert_null(workers_reap(p));
         for (unsigned i = 0; i < JOBS; i++)
                 assert_int_equal(jobs[i].runs, 1);
-        p = pool_free(p);
+        p = workers_free(p);
         close_fd(fd);
 }
 
 static void test_lost_worker_is_replaced(void **state) {
         int fd = eventfd(0, EFD_CLOEXEC), gate = eventfd(0, EFD_CLOEXEC);
         struct test_job hung = { .base.run = run, .gate = gate }, other = { .base.run = run, .gate = -1 };
-        struct pool *p;
-        assert_int_equal(pool_new(1, 64, wake, &fd, &p), 0);
-        pool_submit(p, &hung.base);
-        pool_submit(p, &other.base);
+        struct workers *p;
+        assert_int_equal(workers_new(1, 64, wake, &fd, &p), 0);
+        workers_submit(p, &hung.base);
+        workers_submit(p, &other.base);
         /* The only worker hangs: nothing else runs until its job is given up. */
-        struct pool_job *given_up = NULL;
+        struct worker_job *given_up = NULL;
         uint64_t deadline = now_usec() + BOUND_MSEC * USEC_PER_MSEC;
-        while (!(given_up = pool_give_up(p, now_usec(), 1000)))
+        while (!(given_up = workers_give_up(p, now_usec(), 1000)))
                 assert_true(now_usec() < deadline);
         assert_ptr_equal(given_up, &hung.base);
-        assert_int_equal(pool_n_lost(p), 1);
-        assert_int_equal(pool_n_workers(p), 1);
-        assert_null(pool_give_up(p, now_usec() + 100 * USEC_PER_SEC, 1000 * USEC_PER_SEC));
+        assert_int_equal(workers_n_lost(p), 1);
+        assert_int_equal(workers_n_running(p), 1);
+        assert_null(workers_give_up(p, now_usec() + 100 * USEC_PER_SEC, 1000 * USEC_PER_SEC));
         assert_ptr_equal(reap_one(p, fd), &other.base);
-        assert_int_equal(pool_stop(p), -EBUSY);
+        assert_int_equal(workers_stop(p), -EBUSY);
         /* It comes back after all, and its thread ends. */
         wake(&gate);
         assert_ptr_equal(reap_one(p, fd), &hung.base);
         assert_true(hung.base.given_up);
-        assert_int_equal(pool_n_lost(p), 0);
-        p = pool_free(p);
+        assert_int_equal(workers_n_lost(p), 0);
+        p = workers_free(p);
         close_fd(fd);
         close_fd(gate);
 }
@@ -100,23 +100,23 @@ static void test_stop_gives_back(void **state) {
         int fd = eventfd(0, EFD_CLOEXEC), gate = eventfd(0, EFD_CLOEXEC);
         struct test_job running = { .base.run = run, .gate = gate }, queued = { .base.run = run, .gate = -1 };
         struct test_job late = { .base.run = run, .gate = -1 };
-        struct pool *p;
-        assert_int_equal(pool_new(1, 64, wake, &fd, &p), 0);
-        pool_submit(p, &running.base);
+        struct workers *p;
+        assert_int_equal(workers_new(1, 64, wake, &fd, &p), 0);
+        workers_submit(p, &running.base);
         while (__atomic_load_n(&running.base.started_usec, __ATOMIC_RELAXED) == 0)
                 ;
-        pool_submit(p, &queued.base);
-        wake(&gate); /* pool_stop waits for the running one; whether the queued one still runs is a race */
-        assert_int_equal(pool_stop(p), 0);
-        pool_submit(p, &late.base);
+        workers_submit(p, &queued.base);
+        wake(&gate); /* workers_stop waits for the running one; whether the queued one still runs is a race */
+        assert_int_equal(workers_stop(p), 0);
+        workers_submit(p, &late.base);
         unsigned n = 0;
-        while (pool_reap(p))
+        while (workers_reap(p))
                 n++;
         assert_int_equal(n, 3);
         assert_int_equal(running.runs, 1);
         assert_int_equal(queued.runs, queued.base.cancelled ? 0 : 1);
         assert_int_equal(late.runs, 1);
-        p = pool_free(p);
+        p = workers_free(p);
         close_fd(fd);
         close_fd(gate);
 }

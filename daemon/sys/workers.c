@@ -1,4 +1,4 @@
-#include "daemon/sys/pool.h"
+#include "daemon/sys/workers.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -8,20 +8,20 @@
 #include "daemon/sys/clock.h"
 
 struct worker {
-        struct pool *pool;
+        struct workers *owner;
         pthread_t thread;
-        struct pool_job *job;   /* running; under the lock */
+        struct worker_job *job;   /* running; under the lock */
         struct worker *next;
         void *scratch;
         bool lost;              /* its job was given up */
         bool retired;           /* lost before: ends when its job does */
 };
 
-struct pool {
+struct workers {
         pthread_mutex_t lock;
         pthread_cond_t work;
-        struct pool_job *queue_head, **queue_tail;
-        struct pool_job *done_head, **done_tail;
+        struct worker_job *queue_head, **queue_tail;
+        struct worker_job *done_head, **done_tail;
         struct worker *workers;
         void (*wake)(void *);
         void *userdata;
@@ -31,14 +31,14 @@ struct pool {
         bool stopping;
 };
 
-static void append(struct pool_job ***tail, struct pool_job *job) {
+static void append(struct worker_job ***tail, struct worker_job *job) {
         job->next = NULL;
         **tail = job;
         *tail = &job->next;
 }
 
-static struct pool_job *pop(struct pool_job **head, struct pool_job ***tail) {
-        struct pool_job *job = *head;
+static struct worker_job *pop(struct worker_job **head, struct worker_job ***tail) {
+        struct worker_job *job = *head;
         if (job) {
                 *head = job->next;
                 if (!*head)
@@ -50,7 +50,7 @@ static struct pool_job *pop(struct pool_job **head, struct pool_job ***tail) {
 
 static void *worker_main(void *userdata) {
         struct worker *w = userdata;
-        struct pool *p = w->pool;
+        struct workers *p = w->owner;
         uint64_t cpu_before = 0;
         pthread_mutex_lock(&p->lock);
         while (!w->retired) {
@@ -58,7 +58,7 @@ static void *worker_main(void *userdata) {
                         pthread_cond_wait(&p->work, &p->lock);
                 if (p->stopping)
                         break;
-                struct pool_job *job = pop(&p->queue_head, &p->queue_tail);
+                struct worker_job *job = pop(&p->queue_head, &p->queue_tail);
                 w->job = job;
                 job->started_usec = now_usec();
                 pthread_mutex_unlock(&p->lock);
@@ -82,11 +82,11 @@ static void *worker_main(void *userdata) {
         return NULL;
 }
 
-static int add_worker(struct pool *p) {
+static int add_worker(struct workers *p) {
         struct worker *w = calloc(1, sizeof(*w));
         if (!w)
                 return -ENOMEM;
-        w->pool = p;
+        w->owner = p;
         w->scratch = malloc(p->scratch_bytes);
         if (!w->scratch) {
                 free(w);
@@ -108,9 +108,9 @@ static int add_worker(struct pool *p) {
         return 0;
 }
 
-int pool_new(unsigned n_workers, size_t scratch_bytes, void (*wake)(void *userdata), void *userdata,
-             struct pool **ret) {
-        struct pool *p = calloc(1, sizeof(*p));
+int workers_new(unsigned n_workers, size_t scratch_bytes, void (*wake)(void *userdata), void *userdata,
+             struct workers **ret) {
+        struct workers *p = calloc(1, sizeof(*p));
         if (!p)
                 return -ENOMEM;
         pthread_mutex_init(&p->lock, NULL);
@@ -123,7 +123,7 @@ int pool_new(unsigned n_workers, size_t scratch_bytes, void (*wake)(void *userda
         for (unsigned i = 0; i < n_workers; i++) {
                 int r = add_worker(p);
                 if (r < 0) {
-                        pool_free(p);
+                        workers_free(p);
                         return r;
                 }
         }
@@ -131,8 +131,8 @@ int pool_new(unsigned n_workers, size_t scratch_bytes, void (*wake)(void *userda
         return 0;
 }
 
-int pool_stop(struct pool *p) {
-        struct pool_job *job;
+int workers_stop(struct workers *p) {
+        struct worker_job *job;
         pthread_mutex_lock(&p->lock);
         p->stopping = true;
         bool lost = p->n_lost > 0;
@@ -155,8 +155,8 @@ int pool_stop(struct pool *p) {
         return 0;
 }
 
-struct pool *pool_free(struct pool *p) {
-        if (!p || pool_stop(p) < 0)
+struct workers *workers_free(struct workers *p) {
+        if (!p || workers_stop(p) < 0)
                 return NULL;
         pthread_cond_destroy(&p->work);
         pthread_mutex_destroy(&p->lock);
@@ -164,7 +164,7 @@ struct pool *pool_free(struct pool *p) {
         return NULL;
 }
 
-void pool_submit(struct pool *p, struct pool_job *job) {
+void workers_submit(struct workers *p, struct worker_job *job) {
         job->started_usec = 0;
         job->given_up = job->cancelled = false;
         if (p->stopping) {
@@ -178,15 +178,15 @@ void pool_submit(struct pool *p, struct pool_job *job) {
         pthread_mutex_unlock(&p->lock);
 }
 
-struct pool_job *pool_reap(struct pool *p) {
+struct worker_job *workers_reap(struct workers *p) {
         pthread_mutex_lock(&p->lock);
-        struct pool_job *job = pop(&p->done_head, &p->done_tail);
+        struct worker_job *job = pop(&p->done_head, &p->done_tail);
         pthread_mutex_unlock(&p->lock);
         return job;
 }
 
-struct pool_job *pool_give_up(struct pool *p, uint64_t now, uint64_t limit_usec) {
-        struct pool_job *found = NULL;
+struct worker_job *workers_give_up(struct workers *p, uint64_t now, uint64_t limit_usec) {
+        struct worker_job *found = NULL;
         pthread_mutex_lock(&p->lock);
         for (struct worker *w = p->workers; w && !found; w = w->next)
                 if (w->job && !w->lost && now > w->job->started_usec + limit_usec) {
@@ -196,7 +196,7 @@ struct pool_job *pool_give_up(struct pool *p, uint64_t now, uint64_t limit_usec)
                         p->n_lost++;
                         p->n_workers--;
                 }
-        bool replace = found && p->n_lost <= POOL_LOST_MAX;
+        bool replace = found && p->n_lost <= WORKERS_LOST_MAX;
         pthread_mutex_unlock(&p->lock);
         /* p->workers is only ever changed by the owner, here. Without a new thread the pool goes on with fewer. */
         if (replace)
@@ -204,15 +204,15 @@ struct pool_job *pool_give_up(struct pool *p, uint64_t now, uint64_t limit_usec)
         return found;
 }
 
-unsigned pool_n_lost(const struct pool *p) {
+unsigned workers_n_lost(const struct workers *p) {
         return __atomic_load_n(&p->n_lost, __ATOMIC_RELAXED);
 }
 
-unsigned pool_n_workers(const struct pool *p) {
+unsigned workers_n_running(const struct workers *p) {
         return p->n_workers;
 }
 
-uint64_t pool_cpu_usec(struct pool *p) {
+uint64_t workers_cpu_usec(struct workers *p) {
         pthread_mutex_lock(&p->lock);
         uint64_t usec = p->cpu_usec;
         pthread_mutex_unlock(&p->lock);
