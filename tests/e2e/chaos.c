@@ -37,7 +37,7 @@ struct content {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct content table[TABLE];
-static struct segment *segment;
+static struct segment_file *segment;
 static uint32_t published;
 static int device = -1;
 static uint32_t wrong_permille;
@@ -292,7 +292,7 @@ int main(int argc, char **argv) {
                 printf("SKIP: /dev/userfaultfd: %s\n", strerror(errno));
                 return 77;
         }
-        errno = -segment_new(SLOTS, &segment);
+        errno = -segment_file_new(SLOTS, &segment);
         if (errno)
                 die("segment");
         strcpy(address.sun_path, argv[1]);
