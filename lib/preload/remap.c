@@ -32,20 +32,28 @@ static bool failed(uint64_t addr) {
         return addr == (uint64_t) MAP_FAILED;
 }
 
-/* Calls f for every mapping in [start, end). True when they are private anonymous memory of one protection without a gap,
- * and there is more than one: what a plain mapping became under us. */
-static bool in_pieces(int maps_fd, uint64_t start, uint64_t end, uint64_t *ret_last_start) {
+/* A move without change of size: since 6.17 the kernel takes it over several mappings, one after the other; but it stops with
+ * EFAULT at one that a userfaultfd watches, when those before it have been moved already. */
+static bool kernel_moves_many(const struct remap *r) {
+        return (r->flags & MREMAP_FIXED) && r->old_bytes == r->new_bytes;
+}
+
+/* True when there is more than one mapping in [start, end) and no gap. plain: and they are private anonymous memory of one
+ * protection, what one mapping of the program may have become under us. */
+static bool in_pieces(int maps_fd, uint64_t start, uint64_t end, bool plain, uint64_t *ret_last_start) {
         const uint64_t same = PROCMAP_QUERY_VMA_READABLE | PROCMAP_QUERY_VMA_WRITABLE | PROCMAP_QUERY_VMA_EXECUTABLE |
                               PROCMAP_QUERY_VMA_SHARED;
         uint64_t at = start, flags = 0;
         unsigned n = 0;
         while (at < end) {
                 struct vma v;
-                if (vma_query(maps_fd, at, false, &v) < 0 || !v.anonymous || (v.flags & PROCMAP_QUERY_VMA_SHARED))
+                if (vma_query(maps_fd, at, false, &v) < 0)
+                        return false;
+                if (plain && (!v.anonymous || (v.flags & PROCMAP_QUERY_VMA_SHARED)))
                         return false;
                 if (n++ == 0)
                         flags = v.flags & same;
-                else if ((v.flags & same) != flags)
+                else if (plain && (v.flags & same) != flags)
                         return false;
                 *ret_last_start = MAX(at, v.start);
                 at = v.end;
@@ -90,27 +98,31 @@ static uint64_t remap_moving(int maps_fd, const struct remap *r) {
         return to;
 }
 
-static uint64_t remap_in_pieces(const struct remap *r) {
-        int saved = errno;
-        long maps_fd = sys_open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
-        uint64_t last = 0, result = (uint64_t) MAP_FAILED;
-        if (maps_fd >= 0 && in_pieces((int) maps_fd, r->old, r->old + r->old_bytes, &last)) {
-                if (!(r->flags & (MREMAP_FIXED | MREMAP_DONTUNMAP))) {
-                        uint64_t bytes = r->old + r->old_bytes - last;
-                        result = real_remap(last, bytes, bytes + r->new_bytes - r->old_bytes, 0, 0);
-                        if (!failed(result))
-                                result = r->old;
-                }
-                if (failed(result) && (r->flags & MREMAP_MAYMOVE))
-                        result = remap_moving((int) maps_fd, r);
-                saved = failed(result) ? ENOMEM : saved;
-        } else {
-                saved = EFAULT;
+static uint64_t remap_pieces(int maps_fd, const struct remap *r, uint64_t last) {
+        uint64_t result = (uint64_t) MAP_FAILED;
+        if (!(r->flags & (MREMAP_FIXED | MREMAP_DONTUNMAP))) {
+                uint64_t bytes = r->old + r->old_bytes - last;
+                result = real_remap(last, bytes, bytes + r->new_bytes - r->old_bytes, 0, 0);
+                if (!failed(result))
+                        return r->old;
         }
-        if (maps_fd >= 0)
-                sys_close((int) maps_fd);
-        errno = saved;
-        return result;
+        return r->flags & MREMAP_MAYMOVE ? remap_moving(maps_fd, r) : result;
+}
+
+/* True: the range is in pieces, and *ret_result is what became of it (errno set when it failed). */
+static bool remap_in_pieces(const struct remap *r, uint64_t *ret_result) {
+        int saved = errno;
+        uint64_t last = 0;
+        long maps_fd = sys_open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+        if (maps_fd < 0)
+                return false;
+        bool pieces = in_pieces((int) maps_fd, r->old, r->old + r->old_bytes, !kernel_moves_many(r), &last);
+        if (pieces) {
+                *ret_result = remap_pieces((int) maps_fd, r, last);
+                errno = failed(*ret_result) ? ENOMEM : saved;
+        }
+        sys_close((int) maps_fd);
+        return pieces;
 }
 
 /* Inside the lock, after success. Growth in place is a move onto itself; registration travels, as VM_MERGEABLE does. */
@@ -126,9 +138,14 @@ static void note_remapped(const struct remap *r, uint64_t result) {
 }
 
 static uint64_t remap_locked(const struct remap *r) {
-        uint64_t result = real_remap(r->old, r->old_bytes, r->new_bytes, r->flags, r->to);
-        if (failed(result) && errno == EFAULT && r->old_bytes)
-                result = remap_in_pieces(r);
+        uint64_t result;
+        if (!agent_running() || !kernel_moves_many(r) || !remap_in_pieces(r, &result)) {
+                result = real_remap(r->old, r->old_bytes, r->new_bytes, r->flags, r->to);
+                int error = errno;
+                if (failed(result) && error == EFAULT && r->old_bytes && !kernel_moves_many(r) &&
+                    !remap_in_pieces(r, &result))
+                        errno = error;
+        }
         if (!failed(result))
                 note_remapped(r, result);
         return result;

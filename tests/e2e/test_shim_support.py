@@ -1,10 +1,12 @@
 """What the tests of the shim share, beside harness.py: programs under the shim, and what their kernel maps."""
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
+import tempfile
 
-from harness import BUILD
+from harness import BUILD, skip
 
 SHIM = BUILD / "lib/libuserksm-preload.so"
 
@@ -48,3 +50,27 @@ def merged_pages(pid):
         elif ours and words[0] == "Anonymous:":
             pages += (resident - int(words[1])) // 4
     return pages
+
+
+class Chaos:
+    """tests/e2e/chaos.c in the place of the daemon."""
+
+    def __init__(self, seed, wrong_permille=20):
+        self.directory = tempfile.mkdtemp(prefix="userksm-test-")
+        self.socket = f"{self.directory}/sock"
+        self.process = subprocess.Popen([BUILD / "tests/e2e/chaos", self.socket, str(seed), str(wrong_permille)], text=True,
+                                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        line = self.process.stdout.readline()
+        if line.startswith("SKIP"):
+            skip(line.strip())
+        assert line == "ready\n", line
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.process.terminate()
+        print(self.process.communicate(timeout=20)[0].strip())
+        shutil.rmtree(self.directory, ignore_errors=True)
+        if not exc[0]:
+            assert self.process.returncode == 0, f"chaos: exit status {self.process.returncode}"
