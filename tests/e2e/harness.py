@@ -66,7 +66,7 @@ class Daemon:
         return self.ctl("stats", "--json", check=False).returncode == 0
 
     def stats(self):
-        return json.loads(self.ctl("stats", "--json").stdout)
+        return json.loads(self.ctl("stats", "--json").stdout)["counters"]
 
     def stop(self, number=signal.SIGTERM):
         if self.process and self.process.poll() is None:

@@ -11,15 +11,20 @@
  *   unregister NAME           "ok" or "error E"
  *   unmap NAME
  *   fork                      a child that checks everything and exits: "ok" or "differs"
+ *   bad                       registers what must be refused; "what=errno ..."
  *   stats                     registered merged connected transitions raw
  *   quit
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
+#include <linux/userfaultfd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -32,8 +37,8 @@ struct area {
         char name[16];
         uint8_t *memory;
         uint64_t n_pages;
-        uint64_t *content; /* seed of each page; ~0: poked, then poke holds how often */
-        uint8_t *pokes;
+        uint64_t *content; /* seed of each page */
+        uint8_t *pokes;    /* and how often it was poked since */
 };
 static struct area areas[AREAS];
 
@@ -102,6 +107,60 @@ static void fork_and_check(void) {
         printf("%s\n", status == 0 ? "ok" : "differs");
 }
 
+static int try_register(void *p, size_t length, int flags, int prot, int fd) {
+        uint8_t *m = p ? p : mmap(NULL, length, prot, flags, fd, 0);
+        if (m == MAP_FAILED)
+                return -errno;
+        int r = userksm_register(m, length);
+        if (!p)
+                munmap(m, length);
+        return r;
+}
+
+/* Each must fail with its documented errno and change nothing. */
+static void register_bad(void) {
+        const int anonymous = MAP_PRIVATE | MAP_ANONYMOUS, rw = PROT_READ | PROT_WRITE;
+        const size_t length = 16 * PAGE;
+        uint8_t *m = mmap(NULL, 3 * length, rw, anonymous, -1, 0);
+        int fd = open("/proc/self/exe", O_RDONLY);
+        struct uffdio_api api = { .api = UFFD_API };
+        struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+        int uffd = (int) syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+
+        munmap(m + length, length);
+        printf("unaligned=%d ", -userksm_register(m + 1, PAGE));
+        printf("ragged=%d ", -userksm_register(m, PAGE + 1));
+        printf("empty=%d ", -userksm_register(m, 0));
+        printf("wraps=%d ", -userksm_register((void *) (UINTPTR_MAX & ~(PAGE - 1)), 2 * PAGE));
+        printf("gap=%d ", -userksm_register(m, 3 * length));
+        printf("unmapped=%d ", -userksm_register(m + length, PAGE));
+        printf("shared=%d ", -try_register(NULL, length, MAP_SHARED | MAP_ANONYMOUS, rw, -1));
+        printf("file=%d ", -try_register(NULL, length, MAP_PRIVATE, rw, fd));
+        printf("readonly=%d ", -try_register(NULL, length, anonymous, PROT_READ, -1));
+        printf("none=%d ", -try_register(NULL, length, anonymous, PROT_NONE, -1));
+        userksm_register(m, length);
+        printf("again=%d ", -userksm_register(m, length));
+        printf("inside=%d ", -userksm_register(m + PAGE, PAGE));
+        userksm_unregister(m, length);
+        userksm_register(m + PAGE, PAGE);
+        printf("overlap=%d ", -userksm_register(m, length));
+        userksm_unregister(m + PAGE, PAGE);
+        printf("gone=%d ", -userksm_unregister(m, length));
+        userksm_mlock(m, PAGE);
+        printf("locked=%d ", -userksm_register(m, length));
+        munmap(m, length);
+        if (uffd >= 0 && ioctl(uffd, UFFDIO_API, &api) == 0) {
+                m += 2 * length;
+                reg.range.start = (uint64_t) m;
+                reg.range.len = length;
+                ioctl(uffd, UFFDIO_REGISTER, &reg);
+                printf("foreign=%d ", -userksm_register(m, length));
+        }
+        printf("\n");
+        close(uffd);
+        close(fd);
+}
+
 static void on_area(const char *verb, struct area *a, uint64_t from, uint64_t n, uint64_t seed) {
         if (strcmp(verb, "fill") == 0 || strcmp(verb, "repeat") == 0) {
                 for (uint64_t i = from; i < from + n; i++) {
@@ -160,6 +219,8 @@ int main(void) {
                         answer(map_area(name, from));
                 else if (strcmp(verb, "fork") == 0)
                         fork_and_check();
+                else if (strcmp(verb, "bad") == 0)
+                        register_bad();
                 else if (strcmp(verb, "stats") == 0) {
                         struct userksm_stats s = { .size = sizeof(s) };
                         (void) userksm_stats(&s);
