@@ -18,7 +18,7 @@ bool agent_running(void);
 /* True when the agent hears discards (it has userfaultfds): false until a daemon was met once in this process. */
 bool agent_has_contexts(void);
 /* In a forked child of a process that had an agent: starts the child's. Called by wrappers at their entry, outside of
- * every lock; two loads when there is nothing to do. */
+ * every lock; a few loads when there is nothing to do. Also where the agent is woken when many notes wait. */
 void agent_ensure_after_fork(void);
 
 /* What the atfork handlers do, for forks that run none (_Fork, raw clone through syscall()). prepare and then exactly one of

@@ -17,12 +17,15 @@
 #include "lib/book.h"
 #include "lib/mailbox.h"
 #include "lib/maplock.h"
+#include "lib/notes.h"
 #include "lib/sys.h"
 #include "lib/transition.h"
 #include "lib/vma.h"
 
 /* An agent that does not answer this long is broken; the fork goes on. */
 #define FORK_ANSWER_USEC 2000000U
+/* Then notes may be lost: the agent sees to it (notes.h). */
+#define NOTES_ANSWER_USEC 100000U
 /* How long a child with inherited merged pages waits for its agent to watch them. A daemon that is there answers in a few
  * milliseconds. Without one discards in the child would not be heard: then it gets plain copies of its merged pages. */
 #define CHILD_READY_USEC 100000U
@@ -171,6 +174,10 @@ void agent_ensure_after_fork(void) {
         struct agent_control *c = agent_control();
         if (__builtin_expect(!fork_same_process(c), 0))
                 agent_fork_child();
+        if (__builtin_expect(notes_crowded(), 0) && agent_running() && !map_inside()) {
+                struct request r = { .kind = REQUEST_NOTES };
+                (void) mailbox_call(&r, NOTES_ANSWER_USEC);
+        }
         if (__builtin_expect(!atomic_load_explicit(&c->fork_pending, memory_order_relaxed), 1))
                 return;
         if (!atomic_exchange(&c->fork_pending, 0))

@@ -32,6 +32,7 @@ enum request_kind {
         REQUEST_MERGE_ANY, /* start: 1 on, 0 off */
         REQUEST_SUSPEND,   /* start: 1 on, 0 off */
         REQUEST_UNSHARE,   /* a forked child without a daemon: plain copies of all merged pages */
+        REQUEST_NOTES,     /* read the notes: done before any request */
         REQUEST_FORK,      /* prepare: removed pages get their zeros */
 };
 

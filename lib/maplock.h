@@ -63,6 +63,11 @@ static inline void map_leave(void) {
         atomic_store_explicit(&s->word, w, memory_order_release);
 }
 
+/* The calling thread is in a bracket. */
+static inline bool map_inside(void) {
+        return map_slot_self && atomic_load_explicit(&map_slot_self->word, memory_order_relaxed) & MAP_DEPTH_MASK;
+}
+
 /* -- agent side -- */
 
 /* Once per process (and again in a forked child): -errno when membarrier is not there. */

@@ -24,6 +24,11 @@ void notes_put(struct note note) {
         atomic_store_explicit(&ring[i % NOTES].turn, i + 1, memory_order_release);
 }
 
+bool notes_crowded(void) {
+        return atomic_load_explicit(&head, memory_order_relaxed) - atomic_load_explicit(&tail, memory_order_relaxed) >
+               NOTES / 2;
+}
+
 bool notes_get(struct note *ret) {
         uint64_t i = atomic_load(&tail);
         if (atomic_load_explicit(&ring[i % NOTES].turn, memory_order_acquire) != i + 1)

@@ -16,6 +16,8 @@ struct note {
 };
 
 void notes_put(struct note note);
+/* Half full: time for the agent to read them, before some are lost. */
+bool notes_crowded(void);
 /* False when empty (or the next note is still being written). */
 bool notes_get(struct note *ret);
 bool notes_take_lost(void);

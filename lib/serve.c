@@ -72,6 +72,8 @@ static int serve(struct agent *a, struct request *r) {
         case REQUEST_UNSHARE:
                 freeze_unshare_plain(a);
                 return 0;
+        case REQUEST_NOTES:
+                return 0;
         case REQUEST_FORK:
                 events_prepare_fork(a);
                 return 0;

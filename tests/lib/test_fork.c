@@ -1,4 +1,4 @@
-/* A forked child: its agent, its books, its memory. The agent runs, but has no daemon. */
+/* A forked child: its agent, its books, its memory; and what is noted for the agent. The agent runs, but has no daemon. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -139,9 +139,24 @@ static void test_dontfork(void **state) {
         agent_note_unmapped(FAR_AWAY, LENGTH);
 }
 
+/* More notes than the agent has room for, faster than it wakes by itself. */
+static void test_many_notes(void **state) {
+        char *p = mmap(NULL, LENGTH, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        for (unsigned round = 0; round < 3; round++) {
+                assert_int_equal(agent_register((uint64_t) p, LENGTH), 0);
+                for (unsigned i = 0; i < 10000; i++) { /* as the wrappers do */
+                        agent_ensure_after_fork();
+                        agent_note_unmapped(FAR, LENGTH);
+                }
+                agent_note_unmapped((uint64_t) p, LENGTH);
+        }
+        munmap(p, LENGTH);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_generations),
+                cmocka_unit_test(test_many_notes),
                 cmocka_unit_test(test_raw_fork),
                 cmocka_unit_test(test_notes_under_way),
                 cmocka_unit_test(test_discard_without_agent),
