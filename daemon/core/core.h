@@ -50,9 +50,10 @@ int core_domain(struct core *c, const void *key, size_t key_size, uint32_t *ret_
 
 struct core_client_config {
         uint32_t max_map_count; /* 0 = assume 65530 */
-        uint32_t n_vmas;        /* VMAs the process has for itself */
+        uint32_t n_vmas;        /* VMAs the process has now */
 };
 int core_client_add(struct core *c, uint32_t domain, const struct core_client_config *config, uint32_t *ret_client);
+/* n_vmas: all that the process has now, merged runs included; the core takes its own off. */
 void core_client_set_vmas(struct core *c, uint32_t client, uint32_t n_vmas);
 /* A client that stopped answering gets no new work (parked) until it answers again. */
 void core_client_park(struct core *c, uint32_t client, bool parked);

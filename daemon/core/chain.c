@@ -1,0 +1,109 @@
+/* From a page's hash to what it can share: the chain with equal bytes, or another page with equal bytes, or neither yet. */
+#include "daemon/core/internal.h"
+
+/* Dups looked at before the chain counts as full: keeps the cost of a lookup from growing with the number of dups. */
+#define CHAIN_WALK 16
+
+uint32_t content_key(void *domain, uint32_t id) {
+        struct domain *d = domain;
+        struct block *b;
+
+        if (id & SLOT_ID)
+                return slot_key(d, id & ~SLOT_ID);
+        b = block_at(d->core, id >> BLOCK_SHIFT);
+        return index_key(record_hash(b->page[id & (BLOCK_PAGES - 1)]));
+}
+
+struct matching {
+        const struct core *c;
+        const struct domain *d;
+        uint64_t hash;
+        struct match *ret;
+        bool is_unshared; /* ret->page is */
+};
+
+static bool collect(void *userdata, uint32_t id) {
+        struct matching *m = userdata;
+
+        if (id & SLOT_ID) {
+                if (slot_key(m->d, id & ~SLOT_ID) == index_key(m->hash))
+                        m->ret->slot = id & ~SLOT_ID;
+        } else if (!m->is_unshared) {
+                uint64_t r = block_at(m->c, id >> BLOCK_SHIFT)->page[id & (BLOCK_PAGES - 1)];
+
+                if (record_hash(r) == record_hash(m->hash)) {
+                        m->ret->page = id;
+                        m->is_unshared = record_state(r) == PAGE_UNSHARED;
+                }
+        }
+        return m->ret->slot != NIL && m->is_unshared;
+}
+
+void match_find(const struct core *c, const struct domain *d, uint64_t hash, struct match *ret) {
+        struct matching m = { .c = c, .d = d, .hash = hash, .ret = ret };
+
+        *ret = (struct match){ NIL, NIL };
+        (void) index_find(&d->index, hash, collect, &m);
+}
+
+uint32_t chain_pick(struct core *c, struct domain *d, uint32_t indexed, uint32_t prefer) {
+        uint32_t best = NIL, slot = indexed;
+
+        if (prefer != NIL && prefer / SEGMENT_UNIT < d->n_units && segment_of(d, prefer) &&
+            slot_key(d, prefer) == slot_key(d, indexed) && slot_has_room(c, slot_at(d, prefer)))
+                return prefer;
+        for (unsigned n = 0; n < CHAIN_WALK; n++) {
+                const struct slot *s = slot_at(d, slot);
+
+                if (slot_has_room(c, s) && (best == NIL || s->sharers > slot_at(d, best)->sharers))
+                        best = slot;
+                slot = s->next;
+                if (slot == indexed)
+                        break;
+        }
+        /* The walk begins where there was room last, or goes on where it ended. */
+        if (best != NIL ? best != indexed && !slot_has_room(c, slot_at(d, indexed)) : slot != indexed)
+                (void) index_replace(&d->index, slot_key(d, indexed), SLOT_ID | indexed,
+                                     SLOT_ID | (best != NIL ? best : slot));
+        return best;
+}
+
+/* The slot after the one that the page before maps or will map. */
+static uint32_t continuing_slot(const struct core *c, const struct block *b, unsigned i) {
+        uint32_t before, other;
+
+        if (i > 0) {
+                before = page_slot(c, b, i - 1);
+        } else {
+                other = b->number > 0 ? block_find(c, block_client(c, b), b->number - 1) : NIL;
+                before = other != NIL ? page_slot(c, block_at(c, other), BLOCK_PAGES - 1) : NIL;
+        }
+        return before == NIL ? NIL : before + 1;
+}
+
+void page_resolve(struct core *c, uint32_t block, unsigned i, uint64_t hash, uint64_t now_usec) {
+        struct block *b = block_at(c, block);
+        struct domain *d = client_domain(c, block_client(c, b));
+        unsigned fails = record_fails(b->page[i]);
+        uint32_t slot = NIL;
+        struct match m;
+
+        match_find(c, d, hash, &m);
+        if (m.slot != NIL)
+                slot = chain_pick(c, d, m.slot, continuing_slot(c, b, i));
+        if (slot != NIL) {
+                slot_pend(d, slot);
+                page_mark(c, block, i, record(PAGE_MATCHED, fails, slot));
+                block_queue_apply(c, block);
+        } else if (m.page != NIL) {
+                page_mark(c, block, i, record_hash(hash) | record(PAGE_HASHED, fails, 0));
+                block_queue_publish(c, block);
+        } else {
+                /* The record first: growing the index asks for the keys of what is in it, not of what comes. */
+                page_mark(c, block, i, record_hash(hash) | record(PAGE_UNSHARED, fails, 0));
+                if (index_insert(&d->index, hash, page_id(block, i)) < 0) {
+                        page_mark(c, block, i, record(PAGE_NONE, 0, 0));
+                        page_fresh(c, block, i, more_fails(fails, 1), now_usec);
+                }
+        }
+}

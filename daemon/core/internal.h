@@ -1,0 +1,474 @@
+/* The structures of the books and what the core's files offer each other. docs/books.md has the picture.
+ *
+ * Ownership: core owns domains, clients, blocks, extents and ops by pools; a domain owns its index and segments; a client
+ * owns its ranges and requests. Ids, not pointers, are kept across calls. Only page.c changes page records, only slot.c
+ * changes slots, only extent.c changes extents: so each count has one place that keeps it. */
+#pragma once
+
+#include "common/cleanup.h"
+#include "daemon/core/core.h"
+#include "daemon/core/index.h"
+#include "daemon/core/memory.h"
+
+/* -- pages and blocks ----------------------------------------------------------------------------------------- */
+
+/* What a page record says. Payload in brackets. */
+enum page_state {
+        PAGE_NONE = 0,  /* nothing known */
+        PAGE_FRESH,     /* [when last seen written, usec] waits to settle */
+        PAGE_READING,   /* [same] a read is in flight */
+        PAGE_HASHED,    /* [hash] equals an unshared page or a full chain: waits for a publish */
+        PAGE_UNSHARED,  /* [hash] unique so far, in the index */
+        PAGE_PARTNER,   /* [hash] in the index; another page of equal hash is being published */
+        PAGE_SOURCE,    /* [hash] being published */
+        PAGE_MATCHED,   /* [slot] to be merged; holds a pending count of the slot */
+        PAGE_MERGING,   /* [slot] apply in flight; holds a pending count of the slot */
+        PAGE_MERGED,    /* [extent] */
+        PAGE_COWED,     /* [extent] written since: private again, but still inside the file mapping */
+        PAGE_ZEROABLE,  /* read as zeros */
+        PAGE_ZEROING,   /* apply in flight */
+        PAGE_ZEROED,    /* given back: reads as the kernel's zero page */
+        PAGE_FOREIGN,   /* maps a segment that the books do not know of: left alone */
+        PAGE_STATES,
+};
+/* Record: state 4 bits, fails 4 bits (failed or short-lived merges: the settle time doubles with each), payload 56 bits. */
+#define PAYLOAD_SHIFT 8
+#define FAILS_MAX 15
+static inline uint64_t record(enum page_state state, unsigned fails, uint64_t payload) {
+        return (uint64_t) state | (uint64_t) fails << 4 | payload << PAYLOAD_SHIFT;
+}
+static inline enum page_state record_state(uint64_t r) {
+        return (enum page_state)(r & 15);
+}
+static inline unsigned record_fails(uint64_t r) {
+        return (unsigned) (r >> 4) & 15;
+}
+static inline uint64_t record_payload(uint64_t r) {
+        return r >> PAYLOAD_SHIFT;
+}
+/* Back from the payload to a hash whose top 56 bits are right: all that index and comparisons use. */
+static inline uint64_t record_hash(uint64_t r) {
+        return r & ~UINT64_C(0xff);
+}
+static inline unsigned more_fails(unsigned fails, unsigned by) {
+        return MIN(fails + by, (unsigned) FAILS_MAX);
+}
+static inline bool is_in_file(enum page_state s) {
+        return s == PAGE_MERGED || s == PAGE_COWED;
+}
+
+enum block_flags {
+        BLOCK_WAITING = 1 << 0,    /* in client.waiting or client.ready, by read_next */
+        BLOCK_PUBLISH = 1 << 1,    /* in client.publish, by publish_next */
+        BLOCK_APPLY = 1 << 2,      /* in client.apply, by apply_next */
+        BLOCK_SHORT = 1 << 3,      /* in one of client.shorts, by apply_next */
+        BLOCK_SHORT_DUE = 1 << 4,  /* its short runs have waited */
+        BLOCK_BUSY = 1 << 5,       /* an apply is in flight: at most one a block */
+        BLOCK_PUBLISHING = 1 << 6, /* a publish from it is in flight */
+        BLOCK_RESTORE = 1 << 7,    /* restore all of it */
+        BLOCK_RAGGED = 1 << 8,     /* restore extents with little left */
+        BLOCK_UNMERGE = 1 << 9,    /* restored for the client's unmerge request */
+        BLOCK_SKIPPED = 1 << 10,   /* hot: left out of the last pass */
+};
+#define BLOCK_QUEUED (BLOCK_WAITING | BLOCK_PUBLISH | BLOCK_APPLY | BLOCK_SHORT)
+struct block {
+        uint64_t number; /* page >> BLOCK_SHIFT */
+        uint64_t seen;   /* pages that the look numbered `look` saw present */
+        uint32_t client; /* pool index */
+        uint32_t next, prev; /* of the client */
+        uint32_t read_next, publish_next, apply_next;
+        uint32_t stamp; /* pass in which its short runs began to wait */
+        uint16_t flags;
+        uint8_t look;
+        uint8_t age; /* hot: scanned every 2^age passes; BLOCK_RECHECK: this pass will tell if it still is */
+        uint64_t page[BLOCK_PAGES];
+};
+_Static_assert(offsetof(struct block, page) == 48, "48 bytes a block, as planned");
+#define BLOCK_RECHECK 0x80
+#define BLOCKS_MAX (1U << 25) /* page ids have 31 bits: 8 TiB of populated memory */
+
+static inline uint32_t page_id(uint32_t block, unsigned i) {
+        return block << BLOCK_SHIFT | i;
+}
+#define SLOT_ID (UINT32_C(1) << 31) /* tells slots from pages in the index */
+
+struct block_queue {
+        uint32_t head, tail;
+};
+
+/* -- slots, segments, domains ----------------------------------------------------------------------------------- */
+
+enum slot_state { SLOT_EMPTY = 0, SLOT_WRITING, SLOT_LIVE, SLOT_DEAD };
+struct slot {
+        uint32_t next;         /* ring of the chain's dups; itself when alone */
+        uint32_t sharers : 19; /* pages that map it */
+        uint32_t pending : 11; /* pages that are about to */
+        uint32_t state : 2;
+};
+_Static_assert(sizeof(struct slot) == 8, "8 bytes a slot, as planned");
+#define SLOT_SHARERS_MAX ((1U << 19) - 1)
+#define SLOT_PENDING_MAX ((1U << 11) - 1)
+
+#define SEGMENT_UNIT 512         /* slots: 2 MiB; slot ids are given to segments in these */
+#define SEGMENT_LARGE_UNITS 8    /* 16 MiB */
+#define SEGMENT_LARGE_FROM 16384 /* slots published in the domain before segments grow */
+#define STRIP_SLOTS 128          /* a publishing client's own: neighbours that are published apart still fuse */
+
+enum segment_events { SEGMENT_SEAL_DUE = 1, SEGMENT_SEALED = 2, SEGMENT_DROP_DUE = 4, SEGMENT_QUEUED = 8 };
+struct segment {
+        uint32_t id, domain;
+        uint32_t base, n_slots; /* ids of its slots */
+        uint32_t next_slot;     /* first not given to a strip */
+        uint32_t n_writing, n_live, n_dead;
+        uint32_t n_lost;        /* given but never written */
+        uint32_t n_extents;     /* mapped: also by pages copied on write, which share nothing any more */
+        uint32_t events;
+        struct segment *event_next;
+        struct slot *slots;
+        uint32_t *keys;   /* top half of each chain's hash: slots have no other memory of it */
+        uint32_t *groups; /* extents that begin in each 64 slots */
+};
+
+enum turn_kind { TURN_READ, TURN_PUBLISH, TURN_APPLY, TURN_KINDS };
+struct turn_list {
+        uint32_t head, tail;
+};
+
+struct domain {
+        struct core *core; /* the index has one owner pointer */
+        uint32_t id;
+        uint32_t n_clients, n_segments;
+        uint8_t *key;
+        size_t key_size;
+        struct index index; /* contents: pages and slots */
+        struct segment **units;
+        uint32_t n_units, units_capacity;
+        struct segment *open; /* strips come from it */
+        uint64_t registered_pages, given_slots;
+        bool is_reading;
+        struct turn_list turns[TURN_KINDS];
+        uint32_t turn_next[TURN_KINDS];
+        uint8_t in_turn;
+};
+
+/* -- clients ---------------------------------------------------------------------------------------------------- */
+
+struct range {
+        uint64_t start, end; /* pages */
+        bool is_unmerged;    /* by request: registered, but not to be merged */
+};
+
+/* A walk over the known blocks of an interval: by number when the interval is small, else along the client's list. */
+struct walk {
+        uint64_t start, end; /* pages */
+        uint64_t number;
+        uint32_t block;
+        bool by_number, is_active;
+};
+
+enum request_phase {
+        REQUEST_WAITING, /* for its turn */
+        REQUEST_SCAN_1,  /* write-protect */
+        REQUEST_SETTLE,
+        REQUEST_SCAN_2, /* what was written meanwhile stays out */
+        REQUEST_READ,
+        REQUEST_DRAIN,   /* until nothing of the client waits for a publish or an apply */
+        REQUEST_WALK,    /* unmerge: mark the blocks */
+        REQUEST_RESTORE, /* until the marked blocks are restored */
+};
+struct request {
+        struct request *next;
+        struct core_event event;
+        bool is_unmerge;
+        enum request_phase phase;
+        uint64_t start, end, cursor;   /* pages */
+        uint64_t scan_usec, until_usec; /* begin of the scan; end of the phase */
+        uint32_t n_blocks;              /* unmerge: marked and not restored yet */
+};
+
+struct skip {
+        uint64_t number;
+        uint32_t due_pass;
+};
+struct skip_list {
+        struct skip *items;
+        uint32_t n, capacity, next;
+};
+
+enum timer_kind { TIMER_SCAN, TIMER_WAKE, TIMER_KINDS };
+
+#define FORGETS_MAX 8
+#define SHORT_BUCKETS 8 /* runs of 8 and more do not wait */
+struct client {
+        uint32_t id, domain;
+        bool is_parked, is_gone, is_scanning, is_reading, is_publishing;
+        bool in_pass, is_looking, wants_look, has_counted, in_jobs;
+        uint32_t n_applies, max_map_count, n_vmas;
+        struct range *ranges; /* ascending, apart from each other */
+        uint32_t n_ranges, ranges_capacity;
+        uint64_t registered_pages;
+        uint32_t blocks, n_blocks; /* list head */
+        struct block_queue waiting, ready, publish, apply, shorts[SHORT_BUCKETS];
+
+        uint32_t pass;
+        uint64_t pass_usec, last_pass_usec; /* start of the running one and of the last complete one; 0 none */
+        uint64_t pass_due_usec;
+        uint64_t cursor, window_pages, n_rewritten;
+        struct skip_list skips[2]; /* [pass & 1] is read, the other is built */
+        uint8_t look;
+
+        struct walk forgets[FORGETS_MAX];
+        struct walk sweep, request_walk;
+        struct request *requests, *requests_tail; /* the first is the active one */
+
+        uint64_t states[PAGE_STATES];
+        int64_t vmas_used, vmas_pending;
+        uint64_t budget_usec, busy_usec; /* no merge, no apply before */
+        unsigned budget_tries, busy_tries;
+        uint32_t strip_segment, strip_next, strip_end;
+
+        uint32_t turn_next[TURN_KINDS];
+        int32_t credit[TURN_KINDS];
+        uint8_t in_turn;
+        uint32_t timer_pos[TIMER_KINDS];
+        uint32_t job_next, urgent_next;
+        bool in_urgent;
+};
+
+/* -- ops, core ---------------------------------------------------------------------------------------------------- */
+
+enum op_kind { OP_SCAN = 1, OP_READ, OP_PUBLISH, OP_APPLY };
+struct op_publish {
+        uint32_t n_pages;
+        uint32_t pages[CORE_PUBLISH_PAGES], slots[CORE_PUBLISH_PAGES];
+        uint64_t hashes[CORE_PUBLISH_PAGES];
+};
+struct op {
+        uint64_t id;
+        uint32_t client, domain;
+        uint8_t kind, apply_kind;
+        bool is_request, is_plain;
+        union {
+                struct {
+                        uint64_t page, n_pages, from_usec;
+                } scan;
+                struct {
+                        uint32_t n_pages;
+                        uint32_t *pages;
+                } read;
+                struct op_publish *publish;
+                struct {
+                        uint64_t mask;
+                        uint32_t block;
+                        uint32_t n_vmas;
+                } apply;
+        };
+};
+
+struct timer {
+        uint64_t at_usec;
+        uint32_t client;
+};
+struct timer_heap {
+        struct timer *items;
+        uint32_t n, capacity;
+};
+
+struct core {
+        struct memory memory;
+        uint64_t seed;
+        struct tunables tunables;
+        struct pool domains, clients, blocks, extents, ops;
+        struct index block_table;
+        uint64_t op_sequence;
+        uint32_t id_sequence, segment_sequence;
+        struct timer_heap timers[TIMER_KINDS];
+        struct turn_list turns[TURN_KINDS];
+        struct turn_list jobs;   /* clients with background work */
+        struct turn_list urgent; /* clients whose merge_now waits for reads */
+        struct segment *events, *events_tail;
+        struct request *done, *done_tail;
+        double read_tokens;
+        uint64_t read_tokens_usec;
+        uint64_t pass_epoch_left; /* clients that have not ended a pass since full_scans went up */
+        bool is_unmerging; /* run=2 */
+
+        uint64_t states[PAGE_STATES];
+        uint64_t registered_pages, slots_shared, slots_sharers, chains, dups;
+        uint64_t segments, segment_slots_written, slots_dead, n_live_clients;
+        int64_t vmas_used;
+        struct counters counters; /* the ones that only grow */
+};
+
+/* A public id: pool index and a generation, so that stale ids are noticed. Never 0. */
+#define ID_INDEX_BITS 18
+static inline uint32_t id_index(uint32_t id) {
+        return id & ((1U << ID_INDEX_BITS) - 1);
+}
+static inline struct client *client_at(const struct core *c, uint32_t index) {
+        return pool_get(&c->clients, index);
+}
+static inline struct domain *domain_at(const struct core *c, uint32_t index) {
+        return pool_get(&c->domains, index);
+}
+static inline struct block *block_at(const struct core *c, uint32_t id) {
+        return pool_get(&c->blocks, id);
+}
+static inline struct domain *client_domain(const struct core *c, const struct client *cl) {
+        return domain_at(c, cl->domain);
+}
+static inline struct client *block_client(const struct core *c, const struct block *b) {
+        return client_at(c, b->client);
+}
+static inline uint64_t usec_of_ms(int64_t ms) {
+        return (uint64_t) ms * 1000;
+}
+
+/* core.c */
+uint32_t core_new_id(struct core *c, uint32_t index);
+struct op *op_new(struct core *c, enum op_kind kind, struct client *cl); /* NULL: no memory */
+struct op *op_get(const struct core *c, uint64_t id, enum op_kind kind);
+void op_free(struct core *c, struct op *op);
+/* The op's client, or NULL when it is gone. */
+struct client *op_client(const struct core *c, const struct op *op);
+
+/* domain.c */
+struct domain *domain_get(const struct core *c, uint32_t id);
+void domain_free_if_unused(struct core *c, uint32_t index);
+
+/* client.c */
+struct client *client_get(const struct core *c, uint32_t id); /* NULL: unknown or gone */
+void client_forget_step(struct core *c, struct client *cl, unsigned *budget);
+bool client_is_forgetting(const struct client *cl, uint64_t page, uint64_t end);
+void job_add(struct core *c, struct client *cl);
+
+/* turn.c: whose turn it is, per kind of work; and timers */
+void turn_add(struct core *c, struct client *cl, enum turn_kind kind);
+struct client *turn_head(struct core *c, enum turn_kind kind); /* NULL: nobody has work */
+void turn_drop(struct core *c, enum turn_kind kind);           /* the head has none */
+void turn_spend(struct core *c, enum turn_kind kind, uint32_t pages);
+void turn_remove(struct core *c, struct client *cl);
+void turn_add_domain(struct core *c, struct domain *d, enum turn_kind kind);
+int timer_reserve(struct core *c, uint32_t n_clients);
+void timer_set(struct core *c, struct client *cl, enum timer_kind kind, uint64_t at_usec); /* earlier of old and new */
+void timer_clear(struct core *c, struct client *cl, enum timer_kind kind);
+struct client *timer_head(const struct core *c, enum timer_kind kind, uint64_t *ret_usec);
+
+/* range.c */
+const struct range *range_find(const struct client *cl, uint64_t page); /* the one that holds page, or the next, or NULL */
+void range_free_all(struct core *c, struct client *cl);
+int range_put(struct core *c, struct client *cl, uint64_t start, uint64_t end, bool is_unmerged);
+int range_cut(struct core *c, struct client *cl, uint64_t start, uint64_t end);
+int range_mark_unmerged(struct core *c, struct client *cl, uint64_t start, uint64_t end);
+
+/* page.c */
+uint32_t block_find(const struct core *c, const struct client *cl, uint64_t number);
+uint32_t block_ensure(struct core *c, struct client *cl, uint64_t number); /* NIL: no memory */
+void block_free(struct core *c, uint32_t block);
+void block_free_if_idle(struct core *c, uint32_t block); /* nothing known, in no queue, nothing in flight */
+void block_push(struct core *c, struct block_queue *q, uint32_t block, enum block_flags flag);
+uint32_t block_pop(struct core *c, struct block_queue *q, enum block_flags flag);
+uint32_t block_table_key(void *core, uint32_t block);
+/* Counts and changes a record; what the old one holds goes over to the new one or was released. */
+void page_mark(struct core *c, uint32_t block, unsigned i, uint64_t r);
+/* Releases what the old record holds (index entry, pending count, place in an extent), then marks. */
+void page_set(struct core *c, uint32_t block, unsigned i, uint64_t r);
+void page_fresh(struct core *c, uint32_t block, unsigned i, unsigned fails, uint64_t usec);
+void page_written(struct core *c, uint32_t block, unsigned i, uint32_t categories, uint64_t usec);
+void page_gone(struct core *c, uint32_t block, unsigned i, bool even_merging);
+void block_queue_read(struct core *c, uint32_t block);
+void block_queue_publish(struct core *c, uint32_t block);
+void block_queue_apply(struct core *c, uint32_t block);
+void walk_begin(const struct client *cl, struct walk *w, uint64_t start, uint64_t end);
+/* Next block of the walk, or NIL: at its end (is_active is false) or out of budget. */
+uint32_t walk_next(struct core *c, struct client *cl, struct walk *w, unsigned *budget);
+
+/* extent.c */
+struct extent {
+        uint32_t page; /* id of its first page */
+        uint32_t slot; /* of that page; page i of the block maps slot + i - first */
+        uint32_t next, prev; /* extents that begin in the same 64 slots of the segment */
+        uint64_t live; /* bit per page of the block: merged and not written since */
+};
+_Static_assert(sizeof(struct extent) == 24, "24 bytes an extent, as planned");
+static inline struct extent *extent_at(const struct core *c, uint32_t id) {
+        return pool_get(&c->extents, id);
+}
+uint32_t page_slot(const struct core *c, const struct block *b, unsigned i); /* slot mapped or to be mapped, or NIL */
+int extent_add(struct core *c, uint32_t block, unsigned i, uint32_t slot, unsigned fails); /* takes over a pending count */
+void extent_cow(struct core *c, uint32_t block, unsigned i);
+void extent_leave(struct core *c, uint32_t block, unsigned i); /* record becomes NONE */
+uint64_t extent_mapped(const struct core *c, const struct block *b, uint32_t extent);
+unsigned extent_vma_edges(const struct core *c, const struct block *b, unsigned i);
+
+/* slot.c */
+struct segment *segment_of(const struct domain *d, uint32_t slot);
+static inline struct slot *slot_at(const struct domain *d, uint32_t slot) {
+        struct segment *s = d->units[slot / SEGMENT_UNIT];
+
+        return &s->slots[slot - s->base];
+}
+static inline uint32_t slot_key(const struct domain *d, uint32_t slot) {
+        struct segment *s = d->units[slot / SEGMENT_UNIT];
+
+        return s->keys[slot - s->base];
+}
+uint32_t content_key(void *domain, uint32_t id);
+/* Gives the client n consecutive slots if it can, fewer otherwise (*ret_n >= 1); they become WRITING. */
+int slot_take(struct core *c, struct client *cl, uint32_t n, uint32_t *ret_first, uint32_t *ret_n);
+void slot_fail(struct core *c, struct domain *d, uint32_t slot, bool was_written); /* WRITING -> DEAD */
+void slot_live(struct core *c, struct domain *d, uint32_t slot, uint64_t hash); /* WRITING -> LIVE, pending for one page, alone, not indexed */
+void slot_pend(struct domain *d, uint32_t slot);
+void slot_unpend(struct core *c, struct domain *d, uint32_t slot);
+void slot_share(struct core *c, struct domain *d, uint32_t slot); /* a pending one becomes a sharer */
+void slot_unshare(struct core *c, struct domain *d, uint32_t slot);
+void slot_join(struct core *c, struct domain *d, uint32_t slot, uint32_t chain); /* as a dup; becomes the indexed one */
+void strip_abandon(struct core *c, struct client *cl);
+void segment_check(struct core *c, struct segment *s); /* is it time to seal or drop it? */
+void segment_free(struct core *c, struct segment *s);
+bool slot_has_room(const struct core *c, const struct slot *s);
+
+/* chain.c */
+struct match {
+        uint32_t slot; /* indexed dup of the chain with this hash, or NIL */
+        uint32_t page; /* an unshared or partner page with this hash, or NIL */
+};
+void match_find(const struct core *c, const struct domain *d, uint64_t hash, struct match *ret);
+/* A dup with room: `prefer` if it is one, else the fullest of the first few; NIL when they are full. */
+uint32_t chain_pick(struct core *c, struct domain *d, uint32_t indexed, uint32_t prefer);
+/* Puts a page with this hash (state READING or HASHED) where it belongs: MATCHED, HASHED or UNSHARED. */
+void page_resolve(struct core *c, uint32_t block, unsigned i, uint64_t hash, uint64_t now_usec);
+
+/* budget.c */
+int64_t client_vma_budget(const struct core *c, const struct client *cl);
+bool client_has_vmas(const struct core *c, const struct client *cl, uint32_t n, bool is_long);
+void client_budget_hit(struct core *c, struct client *cl, uint64_t now_usec);
+uint64_t settle_usec(const struct core *c, unsigned fails);
+
+/* request.c */
+void request_step(struct core *c, struct client *cl, uint64_t now_usec, unsigned *budget);
+/* The next window that the active merge_now wants scanned. */
+bool request_scan_window(struct core *c, struct client *cl, uint64_t now_usec, uint64_t *ret_page, uint64_t *ret_end);
+bool request_wants_page(const struct core *c, const struct client *cl, uint64_t page, uint64_t record);
+/* A marked block gave pages back; is_end: it is through. */
+void request_unmerged(struct core *c, struct client *cl, uint64_t pages, uint64_t left, bool is_end);
+void urgent_add(struct core *c, struct client *cl);
+void urgent_remove(struct core *c, struct client *cl);
+void request_cancel_all(struct core *c, struct client *cl);
+void request_free_all(struct core *c);
+static inline bool client_merging_now(const struct client *cl) {
+        return cl->requests && !cl->requests->is_unmerge;
+}
+static inline bool client_unmerging(const struct core *c, const struct client *cl) {
+        return c->is_unmerging || (cl->requests && cl->requests->is_unmerge);
+}
+
+/* scan.c */
+void scan_schedule(struct core *c, struct client *cl, uint64_t at_usec);
+bool scan_is_unmerged(const struct client *cl, uint64_t page); /* in no range, or in one taken out of merging */
+void scan_sweep_step(struct core *c, struct client *cl, unsigned *budget);
+void scan_epoch_leave(struct core *c, struct client *cl);
+
+/* apply.c */
+void apply_wake_due(struct core *c, uint64_t now_usec);
+void block_queue_short(struct core *c, uint32_t block, unsigned longest);

@@ -1,0 +1,306 @@
+/* Blocks and page records: finding, making and freeing blocks, and every change of a record.
+ *
+ * A record that holds something (an index entry, a pending count of a slot, a place in an extent) releases it here, so
+ * that a page can leave any state at any time: a scan may find it written, the agent may say it is gone, its client may
+ * exit. */
+#include "daemon/core/internal.h"
+
+#include <assert.h>
+#include <errno.h>
+
+static uint64_t mix(uint64_t x) {
+        x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+        x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
+        return x ^ x >> 31;
+}
+
+static uint64_t block_hash(const struct core *c, uint32_t client, uint64_t number) {
+        return mix(mix(number + c->seed) + client);
+}
+
+uint32_t block_table_key(void *core, uint32_t block) {
+        struct core *c = core;
+        struct block *b = block_at(c, block);
+
+        return index_key(block_hash(c, b->client, b->number));
+}
+
+struct wanted_block {
+        const struct core *c;
+        uint64_t number;
+        uint32_t client;
+};
+
+static bool is_wanted_block(void *userdata, uint32_t id) {
+        struct wanted_block *w = userdata;
+        struct block *b = block_at(w->c, id);
+
+        return b->number == w->number && b->client == w->client;
+}
+
+uint32_t block_find(const struct core *c, const struct client *cl, uint64_t number) {
+        struct wanted_block w = { c, number, id_index(cl->id) };
+
+        return index_find(&c->block_table, block_hash(c, w.client, number), is_wanted_block, &w);
+}
+
+uint32_t block_ensure(struct core *c, struct client *cl, uint64_t number) {
+        uint32_t block = block_find(c, cl, number);
+        struct block *b;
+
+        if (block != NIL)
+                return block;
+        if (pool_alloc(&c->blocks, &block) < 0)
+                return NIL;
+        b = block_at(c, block);
+        b->number = number;
+        b->client = id_index(cl->id);
+        if (index_insert(&c->block_table, block_hash(c, b->client, number), block) < 0) {
+                pool_free(&c->blocks, block);
+                return NIL;
+        }
+        b->prev = NIL;
+        b->next = cl->blocks;
+        if (cl->blocks != NIL)
+                block_at(c, cl->blocks)->prev = block;
+        cl->blocks = block;
+        cl->n_blocks++;
+        c->states[PAGE_NONE] += BLOCK_PAGES;
+        cl->states[PAGE_NONE] += BLOCK_PAGES;
+        return block;
+}
+
+static void walk_leave(struct walk *w, uint32_t block, uint32_t next) {
+        if (w->is_active && !w->by_number && w->block == block)
+                w->block = next;
+}
+
+void block_free(struct core *c, uint32_t block) {
+        struct block *b = block_at(c, block);
+        struct client *cl = block_client(c, b);
+
+        for (unsigned k = 0; k < FORGETS_MAX; k++)
+                walk_leave(&cl->forgets[k], block, b->next);
+        walk_leave(&cl->sweep, block, b->next);
+        walk_leave(&cl->request_walk, block, b->next);
+        (void) index_remove(&c->block_table, index_key(block_hash(c, b->client, b->number)), block);
+        if (b->prev != NIL)
+                block_at(c, b->prev)->next = b->next;
+        else
+                cl->blocks = b->next;
+        if (b->next != NIL)
+                block_at(c, b->next)->prev = b->prev;
+        cl->n_blocks--;
+        c->states[PAGE_NONE] -= BLOCK_PAGES;
+        cl->states[PAGE_NONE] -= BLOCK_PAGES;
+        pool_free(&c->blocks, block);
+}
+
+void block_free_if_idle(struct core *c, uint32_t block) {
+        struct block *b = block_at(c, block);
+
+        if (b->flags & (BLOCK_QUEUED | BLOCK_BUSY | BLOCK_PUBLISHING))
+                return;
+        for (unsigned i = 0; i < BLOCK_PAGES; i++)
+                if (record_state(b->page[i]) != PAGE_NONE)
+                        return;
+        block_free(c, block);
+}
+
+/* -- queues: each flag has its link ------------------------------------------------------------------------------- */
+
+static uint32_t *link_of(struct block *b, enum block_flags flag) {
+        return flag == BLOCK_WAITING ? &b->read_next : flag == BLOCK_PUBLISH ? &b->publish_next : &b->apply_next;
+}
+
+void block_push(struct core *c, struct block_queue *q, uint32_t block, enum block_flags flag) {
+        struct block *b = block_at(c, block);
+
+        assert(!(b->flags & flag));
+        b->flags |= (uint16_t) flag;
+        *link_of(b, flag) = NIL;
+        if (q->head == NIL)
+                q->head = block;
+        else
+                *link_of(block_at(c, q->tail), flag) = block;
+        q->tail = block;
+}
+
+uint32_t block_pop(struct core *c, struct block_queue *q, enum block_flags flag) {
+        uint32_t block = q->head;
+        struct block *b;
+
+        if (block == NIL)
+                return NIL;
+        b = block_at(c, block);
+        b->flags &= (uint16_t) ~flag;
+        q->head = *link_of(b, flag);
+        if (q->head == NIL)
+                q->tail = NIL;
+        return block;
+}
+
+void block_queue_read(struct core *c, uint32_t block) {
+        struct block *b = block_at(c, block);
+
+        if (!(b->flags & BLOCK_WAITING))
+                block_push(c, &block_client(c, b)->waiting, block, BLOCK_WAITING);
+}
+
+void block_queue_publish(struct core *c, uint32_t block) {
+        struct block *b = block_at(c, block);
+        struct client *cl = block_client(c, b);
+
+        if (!(b->flags & (BLOCK_PUBLISH | BLOCK_PUBLISHING)))
+                block_push(c, &cl->publish, block, BLOCK_PUBLISH);
+        turn_add(c, cl, TURN_PUBLISH);
+}
+
+/* A block whose short runs wait has its link in use; it comes by itself when they are due, or is busy and comes then. */
+void block_queue_apply(struct core *c, uint32_t block) {
+        struct block *b = block_at(c, block);
+        struct client *cl = block_client(c, b);
+
+        if (!(b->flags & (BLOCK_APPLY | BLOCK_SHORT)))
+                block_push(c, &cl->apply, block, BLOCK_APPLY);
+        turn_add(c, cl, TURN_APPLY);
+}
+
+/* -- records ------------------------------------------------------------------------------------------------------ */
+
+void page_mark(struct core *c, uint32_t block, unsigned i, uint64_t r) {
+        struct block *b = block_at(c, block);
+        struct client *cl = block_client(c, b);
+        enum page_state from = record_state(b->page[i]), to = record_state(r);
+
+        b->page[i] = r;
+        c->states[from]--;
+        c->states[to]++;
+        cl->states[from]--;
+        cl->states[to]++;
+}
+
+void page_set(struct core *c, uint32_t block, unsigned i, uint64_t r) {
+        struct block *b = block_at(c, block);
+        struct domain *d = client_domain(c, block_client(c, b));
+        uint64_t old = b->page[i];
+
+        switch (record_state(old)) {
+        case PAGE_UNSHARED:
+        case PAGE_PARTNER:
+                (void) index_remove(&d->index, index_key(record_hash(old)), page_id(block, i));
+                break;
+        case PAGE_MATCHED:
+        case PAGE_MERGING:
+                slot_unpend(c, d, (uint32_t) record_payload(old));
+                break;
+        case PAGE_MERGED:
+        case PAGE_COWED:
+                extent_leave(c, block, i);
+                break;
+        default:
+                break;
+        }
+        page_mark(c, block, i, r);
+}
+
+void page_fresh(struct core *c, uint32_t block, unsigned i, unsigned fails, uint64_t usec) {
+        page_set(c, block, i, record(PAGE_FRESH, fails, usec));
+        block_queue_read(c, block);
+}
+
+/* A private page of ours was written, or is the kernel's zero page again, or belongs to someone else's segment. */
+static void page_rewritten(struct core *c, uint32_t block, unsigned i, uint32_t categories, uint64_t usec) {
+        unsigned fails = record_fails(block_at(c, block)->page[i]);
+
+        if (categories & CORE_FILE)
+                page_set(c, block, i, record(PAGE_FOREIGN, 0, 0));
+        else if (categories & CORE_ZERO)
+                page_set(c, block, i, record(PAGE_NONE, 0, 0));
+        else
+                page_fresh(c, block, i, fails, usec);
+}
+
+void page_written(struct core *c, uint32_t block, unsigned i, uint32_t categories, uint64_t usec) {
+        struct block *b = block_at(c, block);
+
+        switch (record_state(b->page[i])) {
+        case PAGE_MERGING:
+        case PAGE_ZEROING:
+                /* Before or after the transition? A look at what is mapped will tell. */
+                block_client(c, b)->wants_look = true;
+                break;
+        case PAGE_MERGED:
+                if (!(categories & CORE_FILE))
+                        extent_cow(c, block, i);
+                break;
+        case PAGE_ZEROED:
+                if (!(categories & CORE_ZERO))
+                        page_rewritten(c, block, i, categories, usec);
+                break;
+        case PAGE_COWED:
+        case PAGE_FOREIGN:
+                break;
+        default:
+                page_rewritten(c, block, i, categories, usec);
+        }
+}
+
+/* even_merging: the range itself is gone. Otherwise a merge in flight may end after what the agent reports. */
+void page_gone(struct core *c, uint32_t block, unsigned i, bool even_merging) {
+        struct block *b = block_at(c, block);
+        enum page_state s = record_state(b->page[i]);
+
+        if (s == PAGE_NONE)
+                return;
+        if ((s == PAGE_MERGING || s == PAGE_ZEROING) && !even_merging) {
+                block_client(c, b)->wants_look = true;
+                return;
+        }
+        if (s == PAGE_MERGED)
+                c->counters.unshares++;
+        page_set(c, block, i, record(PAGE_NONE, 0, 0));
+}
+
+/* -- walks ---------------------------------------------------------------------------------------------------------- */
+
+void walk_begin(const struct client *cl, struct walk *w, uint64_t start, uint64_t end) {
+        uint64_t first = start >> BLOCK_SHIFT, last = (end - 1) >> BLOCK_SHIFT;
+
+        *w = (struct walk){
+                .start = start,
+                .end = end,
+                .number = first,
+                .block = cl->blocks,
+                .by_number = last - first < cl->n_blocks,
+                .is_active = true,
+        };
+}
+
+uint32_t walk_next(struct core *c, struct client *cl, struct walk *w, unsigned *budget) {
+        uint64_t first = w->start >> BLOCK_SHIFT, last = (w->end - 1) >> BLOCK_SHIFT;
+
+        while (w->is_active && *budget > 0) {
+                uint32_t block = w->block;
+
+                (*budget)--;
+                if (w->by_number) {
+                        if (w->number > last) {
+                                w->is_active = false;
+                                break;
+                        }
+                        block = block_find(c, cl, w->number++);
+                        if (block != NIL)
+                                return block;
+                        continue;
+                }
+                if (block == NIL) {
+                        w->is_active = false;
+                        break;
+                }
+                w->block = block_at(c, block)->next;
+                if (block_at(c, block)->number >= first && block_at(c, block)->number <= last)
+                        return block;
+        }
+        return NIL;
+}

@@ -1,0 +1,351 @@
+/* Publishing: a page whose equal is known (an unshared page of the domain, its partner) is copied into a slot, by
+ * preference a whole run of them into consecutive slots; then both sides match the slot and are merged like any other.
+ *
+ * Between hand-out and answer anything may happen to both pages. So the answer decides anew, from what the index then
+ * holds for the hash of what was really written: the partner, another page that came meanwhile, a chain that came
+ * meanwhile (the slot is wasted), or nobody (wasted too: a page shared by one saves nothing). */
+#include "daemon/core/internal.h"
+
+#include <errno.h>
+
+#define LONG_RUN 8
+#define PAGES_PER_MIB 256
+
+struct publishing {
+        struct core *c;
+        struct client *cl;
+        uint32_t block;
+        uint64_t now_usec;
+        uint64_t sources;              /* pages with a partner */
+        uint32_t partner[BLOCK_PAGES]; /* page ids */
+        unsigned longest_short;
+};
+
+static uint64_t *record_of(struct core *c, uint32_t id) {
+        return &block_at(c, id >> BLOCK_SHIFT)->page[id & (BLOCK_PAGES - 1)];
+}
+
+static void remark(struct core *c, uint32_t id, enum page_state state) {
+        uint64_t r = *record_of(c, id);
+
+        page_mark(c, id >> BLOCK_SHIFT, id & (BLOCK_PAGES - 1), (r & ~UINT64_C(15)) | state);
+}
+
+/* Resolves what can be resolved by now, and pairs the rest off. True: something waits for another publish. */
+static bool find_sources(struct publishing *p) {
+        struct core *c = p->c;
+        struct block *b = block_at(c, p->block);
+        bool waits = false;
+
+        for (unsigned i = 0; i < BLOCK_PAGES; i++) {
+                struct match m;
+
+                if (record_state(b->page[i]) != PAGE_HASHED)
+                        continue;
+                page_resolve(c, p->block, i, record_hash(b->page[i]), p->now_usec);
+                if (record_state(b->page[i]) != PAGE_HASHED)
+                        continue;
+                match_find(c, client_domain(c, p->cl), record_hash(b->page[i]), &m);
+                if (record_state(*record_of(c, m.page)) != PAGE_UNSHARED) {
+                        waits = true;
+                        continue;
+                }
+                remark(c, m.page, PAGE_PARTNER);
+                remark(c, page_id(p->block, i), PAGE_SOURCE);
+                p->partner[i] = m.page;
+                p->sources |= UINT64_C(1) << i;
+        }
+        return waits;
+}
+
+static void unpair(struct publishing *p, unsigned i, bool backs_off) {
+        uint32_t id = page_id(p->block, i);
+
+        remark(p->c, p->partner[i], PAGE_UNSHARED);
+        p->sources &= ~(UINT64_C(1) << i);
+        if (backs_off)
+                page_fresh(p->c, p->block, i, more_fails(record_fails(*record_of(p->c, id)), 1), p->now_usec);
+        else
+                remark(p->c, id, PAGE_HASHED);
+}
+
+static struct client *partner_client(struct publishing *p, unsigned i) {
+        return block_client(p->c, block_at(p->c, p->partner[i] >> BLOCK_SHIFT));
+}
+
+/* A page in company of n - 1 others; what merges into neighbouring slots counts as company. */
+static bool may_publish(struct publishing *p, unsigned i, unsigned n, bool *ret_waits) {
+        struct core *c = p->c;
+        struct domain *d = client_domain(c, p->cl);
+        uint64_t most = MIN((uint64_t) ((unsigned __int128) d->registered_pages *
+                                        (uint64_t) c->tunables.segment_share_permille / 1000),
+                            (uint64_t) c->tunables.segment_max_mbytes * PAGES_PER_MIB);
+        bool is_long = n >= LONG_RUN;
+        struct block *b = block_at(c, p->block);
+
+        *ret_waits = !is_long && !(b->flags & BLOCK_SHORT_DUE) && !client_merging_now(p->cl);
+        if (*ret_waits)
+                return false;
+        return d->given_slots + (uint64_t) __builtin_popcountll(p->sources) <= most &&
+               client_has_vmas(c, p->cl, 2, is_long) && client_has_vmas(c, partner_client(p, i), 2, is_long);
+}
+
+static void select_runs(struct publishing *p) {
+        struct block *b = block_at(p->c, p->block);
+        uint64_t company = p->sources, all = p->sources;
+
+        for (unsigned i = 0; i < BLOCK_PAGES; i++)
+                if (page_slot(p->c, b, i) != NIL)
+                        company |= UINT64_C(1) << i;
+        for (unsigned i = 0, n; i < BLOCK_PAGES; i += n) {
+                for (n = 0; i + n < BLOCK_PAGES && company >> (i + n) & 1; n++)
+                        ;
+                for (unsigned k = i; k < i + n; k++) {
+                        bool waits;
+
+                        if (!(all >> k & 1) || may_publish(p, k, n, &waits))
+                                continue;
+                        if (waits)
+                                p->longest_short = MAX(p->longest_short, n);
+                        else
+                                p->c->counters.failed_budget++;
+                        unpair(p, k, !waits);
+                }
+                n = MAX(n, 1U);
+        }
+}
+
+/* All of one op in one segment, ascending: what does not fit goes into the next op. True: something was left. */
+static bool give_slots(struct publishing *p, struct op_publish *o, struct core_publish *ret) {
+        struct domain *d = client_domain(p->c, p->cl);
+        bool is_left = false;
+
+        while (p->sources) {
+                uint32_t first, n;
+
+                if (slot_take(p->c, p->cl, (uint32_t) __builtin_popcountll(p->sources), &first, &n) < 0) {
+                        while (p->sources)
+                                unpair(p, (unsigned) __builtin_ctzll(p->sources), true);
+                        break;
+                }
+                if (o->n_pages > 0 && segment_of(d, first)->id != ret->segment) {
+                        for (uint32_t k = 0; k < n; k++)
+                                slot_fail(p->c, d, first + k, false);
+                        while (p->sources)
+                                unpair(p, (unsigned) __builtin_ctzll(p->sources), false);
+                        is_left = true;
+                        break;
+                }
+                ret->segment = segment_of(d, first)->id;
+                ret->segment_slots = segment_of(d, first)->n_slots;
+                for (uint32_t k = 0; k < n; k++, o->n_pages++, p->sources &= p->sources - 1) {
+                        unsigned i = (unsigned) __builtin_ctzll(p->sources);
+
+                        o->pages[o->n_pages] = page_id(p->block, i);
+                        o->slots[o->n_pages] = first + k;
+                        o->hashes[o->n_pages] = record_hash(block_at(p->c, p->block)->page[i]);
+                        ret->pages[o->n_pages] = (block_at(p->c, p->block)->number << BLOCK_SHIFT) + i;
+                        ret->slots[o->n_pages] = first + k - segment_of(d, first)->base;
+                }
+        }
+        return is_left;
+}
+
+static bool has_matched(const struct block *b) {
+        for (unsigned i = 0; i < BLOCK_PAGES; i++)
+                if (record_state(b->page[i]) == PAGE_MATCHED)
+                        return true;
+        return false;
+}
+
+/* One block's publish. False: nothing to publish in it, for now. */
+static bool publish_build(struct core *c, struct client *cl, uint32_t block, uint64_t now_usec, bool *ret_waits,
+                          struct core_publish *ret) {
+        struct publishing p = { .c = c, .cl = cl, .block = block, .now_usec = now_usec };
+        struct block *b = block_at(c, block);
+        struct op *op = op_new(c, OP_PUBLISH, cl);
+        bool is_left;
+
+        *ret_waits = true;
+        if (!op)
+                return false;
+        op->publish = memory_realloc(&c->memory, NULL, 0, sizeof(*op->publish));
+        if (!op->publish) {
+                op_free(c, op);
+                return false;
+        }
+        op->publish->n_pages = 0;
+        *ret_waits = find_sources(&p);
+        select_runs(&p);
+        is_left = give_slots(&p, op->publish, ret);
+        b->flags &= (uint16_t) ~BLOCK_PUBLISH;
+        if (is_left)
+                *ret_waits = true;
+        if (op->publish->n_pages == 0) {
+                op_free(c, op);
+                if (has_matched(b))
+                        block_queue_apply(c, block);
+                else if (p.longest_short > 0)
+                        block_queue_short(c, block, p.longest_short);
+                else
+                        b->flags &= (uint16_t) ~BLOCK_SHORT_DUE;
+                return false;
+        }
+        b->flags |= BLOCK_PUBLISHING;
+        cl->is_publishing = true;
+        ret->op = op->id;
+        ret->client = cl->id;
+        ret->domain = op->domain;
+        ret->n_pages = op->publish->n_pages;
+        return true;
+}
+
+bool core_next_publish(struct core *c, uint64_t now_usec, struct core_publish *ret) {
+        enum { VISITS = 256, RETRY_USEC = 2000 };
+
+        if (c->tunables.run != 1)
+                return false;
+        apply_wake_due(c, now_usec);
+        for (unsigned n = 0; n < VISITS; n++) {
+                struct client *cl = turn_head(c, TURN_PUBLISH);
+                uint32_t block;
+                bool waits;
+
+                if (!cl)
+                        return false;
+                if (cl->is_publishing || cl->publish.head == NIL) {
+                        turn_drop(c, TURN_PUBLISH);
+                        continue;
+                }
+                block = block_pop(c, &cl->publish, BLOCK_PUBLISH);
+                /* Keeps page_resolve from queueing it while it is being worked on. */
+                block_at(c, block)->flags |= BLOCK_PUBLISHING;
+                if (publish_build(c, cl, block, now_usec, &waits, ret)) {
+                        turn_spend(c, TURN_PUBLISH, ret->n_pages);
+                        return true;
+                }
+                block_at(c, block)->flags &= (uint16_t) ~BLOCK_PUBLISHING;
+                if (!waits) {
+                        block_free_if_idle(c, block);
+                        continue;
+                }
+                block_push(c, &cl->publish, block, BLOCK_PUBLISH);
+                timer_set(c, cl, TIMER_WAKE, now_usec + RETRY_USEC);
+                if (n > 16)
+                        turn_drop(c, TURN_PUBLISH);
+        }
+        return false;
+}
+
+/* -- answers ---------------------------------------------------------------------------------------------------------- */
+
+/* The page, if it is still the source that the op took; else NULL. */
+static uint64_t *source_of(struct core *c, const struct client *cl, const struct op_publish *o, uint32_t k) {
+        uint32_t block = o->pages[k] >> BLOCK_SHIFT;
+        uint64_t *r;
+
+        if (!cl || !pool_has(&c->blocks, block) || block_at(c, block)->client != id_index(cl->id))
+                return NULL;
+        r = record_of(c, o->pages[k]);
+        return record_state(*r) == PAGE_SOURCE && record_hash(*r) == o->hashes[k] ? r : NULL;
+}
+
+/* Nobody publishes for it any more. */
+static void release_partner(struct core *c, struct domain *d, uint64_t hash) {
+        struct match m;
+
+        match_find(c, d, hash, &m);
+        if (m.page != NIL && record_state(*record_of(c, m.page)) == PAGE_PARTNER)
+                remark(c, m.page, PAGE_UNSHARED);
+}
+
+static void to_matched(struct core *c, uint32_t id, uint32_t slot) {
+        unsigned fails = record_fails(*record_of(c, id));
+
+        page_mark(c, id >> BLOCK_SHIFT, id & (BLOCK_PAGES - 1), record(PAGE_MATCHED, fails, slot));
+        block_queue_apply(c, id >> BLOCK_SHIFT);
+}
+
+/* The slot holds the bytes that the source was read with. */
+static void publish_good(struct core *c, struct domain *d, uint32_t source, uint32_t slot, uint64_t hash,
+                         uint64_t now_usec) {
+        struct match m;
+
+        match_find(c, d, hash, &m);
+        if (m.page == NIL || (m.slot != NIL && chain_pick(c, d, m.slot, NIL) != NIL)) {
+                slot_fail(c, d, slot, true);
+                page_resolve(c, source >> BLOCK_SHIFT, source & (BLOCK_PAGES - 1), hash, now_usec);
+                if (m.page == NIL)
+                        return;
+                /* A chain came in between: the partner joins it by the same way. */
+                remark(c, m.page, PAGE_UNSHARED);
+                page_set(c, m.page >> BLOCK_SHIFT, m.page & (BLOCK_PAGES - 1),
+                         hash | record(PAGE_HASHED, record_fails(*record_of(c, m.page)), 0));
+                block_queue_publish(c, m.page >> BLOCK_SHIFT);
+                return;
+        }
+        slot_live(c, d, slot, hash);
+        slot_pend(d, slot);
+        if (m.slot != NIL) {
+                (void) index_remove(&d->index, index_key(hash), m.page);
+                match_find(c, d, hash, &m); /* chain_pick may have turned the ring */
+                slot_join(c, d, slot, m.slot);
+        } else {
+                (void) index_replace(&d->index, index_key(hash), m.page, SLOT_ID | slot);
+        }
+        to_matched(c, source, slot);
+}
+
+static void publish_one(struct core *c, struct client *cl, struct domain *d, const struct op_publish *o, uint32_t k,
+                        const struct core_read_result *result, uint64_t now_usec) {
+        uint64_t *source = source_of(c, cl, o, k);
+        bool was_written = result && result->status != CORE_READ_FAILED;
+        unsigned fails = source ? record_fails(*source) : 0;
+        struct match m;
+
+        if (source && was_written && record_hash(result->hash) == o->hashes[k]) {
+                match_find(c, d, o->hashes[k], &m);
+                publish_good(c, d, o->pages[k], o->slots[k], o->hashes[k], now_usec);
+                if (slot_at(d, o->slots[k])->state == SLOT_LIVE)
+                        to_matched(c, m.page, o->slots[k]);
+                return;
+        }
+        slot_fail(c, d, o->slots[k], was_written);
+        release_partner(c, d, o->hashes[k]);
+        if (source)
+                page_fresh(c, o->pages[k] >> BLOCK_SHIFT, o->pages[k] & (BLOCK_PAGES - 1),
+                           was_written ? fails : more_fails(fails, 1), now_usec);
+}
+
+static void publish_block_done(struct core *c, struct client *cl, uint32_t block) {
+        struct block *b = block_at(c, block);
+
+        b->flags &= (uint16_t) ~BLOCK_PUBLISHING;
+        for (unsigned i = 0; i < BLOCK_PAGES; i++)
+                if (record_state(b->page[i]) == PAGE_HASHED) {
+                        block_queue_publish(c, block);
+                        break;
+                }
+        block_free_if_idle(c, block);
+        cl->is_publishing = false;
+        if (cl->publish.head != NIL)
+                turn_add(c, cl, TURN_PUBLISH);
+        if (cl->requests)
+                job_add(c, cl);
+}
+
+void core_publish_done(struct core *c, uint64_t id, uint64_t now_usec, const struct core_read_result *results, int error) {
+        struct op *op = op_get(c, id, OP_PUBLISH);
+        struct client *cl = op ? op_client(c, op) : NULL;
+        struct domain *d = op ? domain_get(c, op->domain) : NULL;
+        uint32_t block;
+
+        if (!op)
+                return;
+        block = op->publish->pages[0] >> BLOCK_SHIFT;
+        for (uint32_t k = 0; k < op->publish->n_pages; k++)
+                publish_one(c, cl, d, op->publish, k, error < 0 ? NULL : &results[k], now_usec);
+        if (cl)
+                publish_block_done(c, cl, block);
+        op_free(c, op);
+}

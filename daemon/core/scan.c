@@ -1,0 +1,479 @@
+/* Passes: when and where a client's memory is looked at.
+ *
+ * A pass walks the client's ranges in windows, one in flight. It costs page-table walking for what is quiet and a visit
+ * for what was written. Blocks of which more than a quarter was written again are hot: they are left out of 1, 3, 7, ... 63
+ * passes (skip lists, in address order, read and rebuilt as the pass goes), so that they are not write-protected all the
+ * time. Every 16th pass, or when something is uncertain, a plain look over everything follows the pass: what was known
+ * and is no longer present is forgotten, what is present and unknown becomes known. */
+#include "daemon/core/internal.h"
+
+#include <errno.h>
+
+#define SCAN_MAX_RUNS 1024
+#define HOT_PAGES (BLOCK_PAGES / 4)
+#define HOT_AGE_MAX 6
+#define LOOK_PASSES 16
+/* A write to a page protected again costs its process a fault of 0.7 us, which may take 1 % of its time. */
+#define REPROTECT_USEC 70
+#define PASS_MAX_USEC (64 * 1000 * 1000)
+/* A window should take a worker about this long. */
+#define WINDOW_SHORT_USEC 2000
+#define WINDOW_LONG_USEC 8000
+#define WINDOW_MIN_PAGES (UINT64_C(1) << 12)
+#define WINDOW_MAX_PAGES (UINT64_C(1) << 40)
+
+void scan_schedule(struct core *c, struct client *cl, uint64_t at_usec) {
+        if (!cl->is_parked && !cl->is_scanning)
+                timer_set(c, cl, TIMER_SCAN, at_usec);
+}
+
+bool scan_is_unmerged(const struct client *cl, uint64_t page) {
+        const struct range *r = range_find(cl, page);
+
+        return !r || r->start > page || r->is_unmerged;
+}
+
+/* -- hot blocks ------------------------------------------------------------------------------------------------------- */
+
+static void skip_append(struct core *c, struct client *cl, struct skip s) {
+        struct skip_list *l = &cl->skips[~cl->pass & 1];
+
+        /* Without memory the block is scanned each pass: costs faults, loses nothing. */
+        if (memory_grow(&c->memory, (void **) &l->items, &l->capacity, l->n + 1, sizeof(*l->items)) == 0)
+                l->items[l->n++] = s;
+}
+
+/* Shortens the window so that it holds no hot block that is not due; true when it became empty (*page is past it). */
+static bool skip_hot(struct core *c, struct client *cl, uint64_t *page, uint64_t *end) {
+        struct skip_list *l = &cl->skips[cl->pass & 1];
+
+        for (; l->next < l->n; l->next++) {
+                struct skip s = l->items[l->next];
+                uint64_t start = s.number << BLOCK_SHIFT;
+                uint32_t block;
+
+                if (start + BLOCK_PAGES <= *page)
+                        continue; /* its range went */
+                if (start >= *end)
+                        break;
+                block = block_find(c, cl, s.number);
+                if (block == NIL)
+                        continue;
+                if (s.due_pass <= cl->pass) {
+                        block_at(c, block)->flags &= (uint16_t) ~BLOCK_SKIPPED;
+                        block_at(c, block)->age |= BLOCK_RECHECK;
+                        continue;
+                }
+                if (start > *page) {
+                        *end = start;
+                        break;
+                }
+                block_at(c, block)->flags |= BLOCK_SKIPPED;
+                skip_append(c, cl, s);
+                *page = start + BLOCK_PAGES;
+                if (*page >= *end) {
+                        l->next++;
+                        return true;
+                }
+        }
+        return false;
+}
+
+static void judge_heat(struct core *c, struct client *cl, uint32_t block, unsigned n_rewritten) {
+        struct block *b = block_at(c, block);
+        uint8_t age = b->age & (uint8_t) ~BLOCK_RECHECK;
+
+        if (n_rewritten > HOT_PAGES)
+                age = (uint8_t) MIN(age + 1, HOT_AGE_MAX);
+        else
+                age = age > 0 ? (uint8_t) (age - 1) : 0;
+        b->age = age;
+        if (age > 0)
+                skip_append(c, cl, (struct skip){ b->number, cl->pass + (1U << age) });
+}
+
+/* -- the pass ---------------------------------------------------------------------------------------------------------- */
+
+static void pass_begin(struct client *cl, uint64_t now_usec) {
+        cl->in_pass = true;
+        cl->is_looking = false;
+        cl->pass++;
+        cl->pass_usec = now_usec;
+        cl->cursor = 0;
+        cl->n_rewritten = 0;
+        cl->skips[cl->pass & 1].next = 0;
+        cl->skips[~cl->pass & 1].n = 0;
+}
+
+static void queue_splice(struct core *c, struct block_queue *to, struct block_queue *from) {
+        if (from->head == NIL)
+                return;
+        if (to->head == NIL)
+                to->head = from->head;
+        else
+                block_at(c, to->tail)->read_next = from->head;
+        to->tail = from->tail;
+        *from = (struct block_queue){ NIL, NIL };
+}
+
+/* full_scans: every client that was there has ended a pass since it last went up. */
+static void epoch_end_of_pass(struct core *c, struct client *cl) {
+        if (!cl->has_counted) {
+                cl->has_counted = true;
+                c->pass_epoch_left++;
+        }
+        if (c->pass_epoch_left < c->n_live_clients)
+                return;
+        c->counters.full_scans++;
+        c->pass_epoch_left = 0;
+        for (uint32_t i = pool_next(&c->clients, 0); i != NIL; i = pool_next(&c->clients, i + 1))
+                client_at(c, i)->has_counted = false;
+}
+
+void scan_epoch_leave(struct core *c, struct client *cl) {
+        c->pass_epoch_left -= cl->has_counted;
+        cl->has_counted = false;
+}
+
+/* The tracking scan is complete: what it did not report was not written for a pass. */
+static void pass_settle(struct core *c, struct client *cl) {
+        cl->last_pass_usec = cl->pass_usec;
+        queue_splice(c, &cl->ready, &cl->waiting);
+        if (cl->ready.head != NIL)
+                turn_add(c, cl, TURN_READ);
+        for (unsigned k = 0; k < SHORT_BUCKETS; k++)
+                if (cl->shorts[k].head != NIL)
+                        turn_add(c, cl, TURN_APPLY);
+        c->counters.pages_skipped += (int64_t) (cl->states[PAGE_UNSHARED] + cl->states[PAGE_MERGED]);
+        epoch_end_of_pass(c, cl);
+}
+
+/* False: the pass is over. */
+static bool pass_window(struct core *c, struct client *cl, uint64_t *ret_page, uint64_t *ret_end) {
+        for (;;) {
+                const struct range *r = range_find(cl, cl->cursor);
+
+                if (!r)
+                        return false;
+                if (r->is_unmerged) {
+                        cl->cursor = r->end;
+                        continue;
+                }
+                *ret_page = MAX(cl->cursor, r->start);
+                *ret_end = MIN(r->end, *ret_page + cl->window_pages);
+                if (cl->is_looking || !skip_hot(c, cl, ret_page, ret_end))
+                        return true;
+                cl->cursor = *ret_page;
+        }
+}
+
+static bool pass_next(struct core *c, struct client *cl, uint64_t now_usec, uint64_t *ret_page, uint64_t *ret_end) {
+        uint64_t interval;
+
+        if (!cl->in_pass) {
+                if (cl->n_ranges == 0)
+                        return false;
+                if (now_usec < cl->pass_due_usec) {
+                        scan_schedule(c, cl, cl->pass_due_usec);
+                        return false;
+                }
+                pass_begin(cl, now_usec);
+        }
+        if (pass_window(c, cl, ret_page, ret_end))
+                return true;
+        if (!cl->is_looking) {
+                pass_settle(c, cl);
+                if ((cl->wants_look || cl->pass % LOOK_PASSES == 0) && !cl->sweep.is_active) {
+                        cl->wants_look = false;
+                        cl->is_looking = true;
+                        cl->look++;
+                        cl->cursor = 0;
+                        if (pass_window(c, cl, ret_page, ret_end))
+                                return true;
+                }
+        }
+        if (cl->is_looking) {
+                walk_begin(cl, &cl->sweep, 0, UINT64_MAX);
+                job_add(c, cl);
+        }
+        cl->in_pass = cl->is_looking = false;
+        interval = MIN(cl->n_rewritten * REPROTECT_USEC, (uint64_t) PASS_MAX_USEC);
+        interval = MAX(interval, usec_of_ms(c->tunables.pass_millisecs));
+        cl->pass_due_usec = cl->pass_usec + interval;
+        scan_schedule(c, cl, MAX(cl->pass_due_usec, now_usec + 1));
+        return false;
+}
+
+static bool scan_build(struct core *c, struct client *cl, uint64_t now_usec, struct core_scan *ret) {
+        uint64_t page, end;
+        struct op *op;
+        bool is_request = request_scan_window(c, cl, now_usec, &page, &end);
+
+        if (!is_request && !pass_next(c, cl, now_usec, &page, &end))
+                return false;
+        op = op_new(c, OP_SCAN, cl);
+        if (!op) {
+                scan_schedule(c, cl, now_usec + usec_of_ms(c->tunables.pass_millisecs));
+                return false;
+        }
+        op->is_request = is_request;
+        op->is_plain = !is_request && cl->is_looking;
+        op->scan.page = page;
+        op->scan.n_pages = end - page;
+        op->scan.from_usec = now_usec;
+        cl->is_scanning = true;
+        *ret = (struct core_scan){
+                .op = op->id,
+                .client = cl->id,
+                .page = page,
+                .n_pages = end - page,
+                .max_runs = SCAN_MAX_RUNS,
+                .rewrite_protect = !op->is_plain,
+        };
+        return true;
+}
+
+bool core_next_scan(struct core *c, uint64_t now_usec, struct core_scan *ret, uint64_t *ret_next_usec) {
+        enum { TRIES = 64 };
+
+        *ret_next_usec = UINT64_MAX;
+        if (c->tunables.run != 1)
+                return false;
+        for (unsigned n = 0; n < TRIES; n++) {
+                struct client *cl = timer_head(c, TIMER_SCAN, ret_next_usec);
+
+                if (!cl || *ret_next_usec > now_usec)
+                        return false;
+                timer_clear(c, cl, TIMER_SCAN);
+                *ret_next_usec = now_usec;
+                if (scan_build(c, cl, now_usec, ret))
+                        return true;
+        }
+        return false;
+}
+
+/* -- results ------------------------------------------------------------------------------------------------------------ */
+
+/* One plain look at a page that is present. */
+static void page_seen(struct core *c, uint32_t block, unsigned i, uint32_t categories, uint64_t usec) {
+        struct block *b = block_at(c, block);
+
+        switch (record_state(b->page[i])) {
+        case PAGE_NONE:
+                if (!(categories & (CORE_FILE | CORE_ZERO)))
+                        page_fresh(c, block, i, 0, usec);
+                break;
+        case PAGE_ZEROED:
+                if (!(categories & (CORE_FILE | CORE_ZERO)))
+                        page_fresh(c, block, i, 1, usec);
+                break;
+        case PAGE_MERGED:
+                if (!(categories & CORE_FILE))
+                        extent_cow(c, block, i);
+                break;
+        case PAGE_READING:
+        case PAGE_MERGING:
+        case PAGE_ZEROING:
+        case PAGE_COWED:
+        case PAGE_FOREIGN:
+                break;
+        default:
+                if (categories & CORE_FILE)
+                        page_set(c, block, i, record(PAGE_FOREIGN, 0, 0));
+        }
+}
+
+struct scan_results {
+        struct core *c;
+        struct client *cl;
+        const struct op *op;
+        uint64_t time_usec;
+        uint32_t block; /* under way */
+        unsigned n_rewritten;
+};
+
+static void block_end(struct scan_results *s) {
+        if (s->block != NIL && !s->op->is_plain && !s->op->is_request &&
+            (s->n_rewritten > HOT_PAGES || block_at(s->c, s->block)->age > 0))
+                judge_heat(s->c, s->cl, s->block, s->n_rewritten);
+        s->block = NIL;
+        s->n_rewritten = 0;
+}
+
+static void block_pages(struct scan_results *s, uint64_t number, uint64_t mask, uint32_t categories) {
+        struct core *c = s->c;
+        uint32_t block = s->block;
+        struct block *b;
+
+        if (block == NIL || block_at(c, block)->number != number) {
+                block_end(s);
+                block = block_find(c, s->cl, number);
+        }
+        if (block == NIL && (categories & (CORE_FILE | CORE_ZERO)))
+                return; /* nothing of ours, nothing to do */
+        if (block == NIL) {
+                block = block_ensure(c, s->cl, number);
+                if (block == NIL) {
+                        s->cl->wants_look = true; /* finds it again */
+                        return;
+                }
+        }
+        s->block = block;
+        b = block_at(c, block);
+        if (b->look != s->cl->look) {
+                b->look = s->cl->look;
+                b->seen = 0;
+        }
+        b->seen |= mask;
+        for (uint64_t m = mask; m; m &= m - 1) {
+                unsigned i = (unsigned) __builtin_ctzll(m);
+
+                if (s->op->is_plain) {
+                        page_seen(c, block, i, categories, s->time_usec);
+                        continue;
+                }
+                s->n_rewritten += record_state(b->page[i]) != PAGE_NONE;
+                s->cl->n_rewritten += record_state(b->page[i]) != PAGE_NONE;
+                page_written(c, block, i, categories, s->time_usec);
+        }
+}
+
+/* A piece of a result that lies in one range. */
+static void pages_found(struct scan_results *s, uint64_t page, uint64_t end, uint32_t categories) {
+        while (page < end) {
+                uint64_t stop = MIN(end, (page | (BLOCK_PAGES - 1)) + 1);
+                uint64_t mask = (stop - page == BLOCK_PAGES ? UINT64_MAX : (UINT64_C(1) << (stop - page)) - 1)
+                                << (page & (BLOCK_PAGES - 1));
+
+                if (client_is_forgetting(s->cl, page, stop))
+                        s->cl->wants_look = true;
+                else
+                        block_pages(s, page >> BLOCK_SHIFT, mask, categories);
+                page = stop;
+        }
+}
+
+static void run_found(struct scan_results *s, struct core_run run) {
+        uint64_t page = MAX(run.page, s->op->scan.page), end;
+
+        if (__builtin_add_overflow(run.page, run.n_pages, &end))
+                return;
+        end = MIN(end, s->op->scan.page + s->op->scan.n_pages);
+        while (page < end) {
+                const struct range *r = range_find(s->cl, page);
+
+                if (!r || r->start >= end)
+                        return;
+                if (!r->is_unmerged)
+                        pages_found(s, MAX(page, r->start), MIN(end, r->end), run.categories);
+                page = r->end;
+        }
+}
+
+/* The kernel protects before it copies results out: after an error nothing is known of the window's writes. */
+static void window_lost(struct scan_results *s) {
+        uint64_t start = s->op->scan.page, end = start + s->op->scan.n_pages;
+        struct walk w;
+        uint32_t block;
+        unsigned budget = UINT32_MAX;
+
+        s->cl->wants_look = true;
+        if (s->op->is_plain)
+                return;
+        walk_begin(s->cl, &w, start, end);
+        while ((block = walk_next(s->c, s->cl, &w, &budget)) != NIL)
+                for (unsigned i = 0; i < BLOCK_PAGES; i++) {
+                        uint64_t page = (block_at(s->c, block)->number << BLOCK_SHIFT) + i;
+                        uint64_t r = block_at(s->c, block)->page[i];
+
+                        if (page < start || page >= end || record_state(r) == PAGE_NONE)
+                                continue;
+                        /* Merged ones: the look will tell. */
+                        if (!is_in_file(record_state(r)) && record_state(r) != PAGE_ZEROED)
+                                page_written(s->c, block, i, CORE_WRITTEN, s->time_usec);
+                }
+}
+
+static void adapt_window(struct client *cl, const struct op *op, uint64_t now_usec, bool is_whole) {
+        uint64_t took = now_usec - op->scan.from_usec;
+
+        if (took > WINDOW_LONG_USEC)
+                cl->window_pages = MAX(cl->window_pages / 2, WINDOW_MIN_PAGES);
+        else if (took < WINDOW_SHORT_USEC && is_whole && op->scan.n_pages == cl->window_pages)
+                cl->window_pages = MIN(cl->window_pages * 2, WINDOW_MAX_PAGES);
+}
+
+void core_scan_done(struct core *c, uint64_t id, uint64_t now_usec, const struct core_run *runs, size_t n_runs,
+                    uint64_t end_page, int error) {
+        struct op *op = op_get(c, id, OP_SCAN);
+        struct client *cl = op ? op_client(c, op) : NULL;
+        struct scan_results s = { .c = c, .cl = cl, .op = op, .block = NIL };
+        uint64_t end;
+
+        if (!op)
+                return;
+        if (!cl) {
+                op_free(c, op);
+                return;
+        }
+        cl->is_scanning = false;
+        end = op->scan.page + op->scan.n_pages;
+        /* The pass's beginning stands for all of it, so that a settle time of one pass is one pass; a request is more exact. */
+        s.time_usec = op->is_request || client_merging_now(cl) ? op->scan.from_usec : cl->pass_usec;
+        if (error < 0)
+                window_lost(&s);
+        for (size_t i = 0; error == 0 && i < n_runs; i++)
+                run_found(&s, runs[i]);
+        block_end(&s);
+        /* A scan that got nowhere must not be repeated for ever. */
+        if (error < 0 || end_page <= op->scan.page || end_page > end)
+                end_page = end;
+        if (!op->is_request)
+                cl->cursor = end_page;
+        else if (client_merging_now(cl))
+                cl->requests->cursor = end_page;
+        adapt_window(cl, op, now_usec, end_page == end && n_runs < SCAN_MAX_RUNS / 8);
+        op_free(c, op);
+        scan_schedule(c, cl, error == -ESRCH ? now_usec + usec_of_ms(c->tunables.pass_millisecs) : 0);
+}
+
+/* -- after a look, and at run=2 ----------------------------------------------------------------------------------------- */
+
+static bool is_private(enum page_state s) {
+        switch (s) {
+        case PAGE_FRESH:
+        case PAGE_HASHED:
+        case PAGE_UNSHARED:
+        case PAGE_PARTNER:
+        case PAGE_MATCHED:
+        case PAGE_ZEROABLE:
+                return true;
+        default:
+                return false;
+        }
+}
+
+static void sweep_block(struct core *c, struct client *cl, uint32_t block) {
+        struct block *b = block_at(c, block);
+        uint64_t seen = b->look == cl->look ? b->seen : 0;
+
+        for (unsigned i = 0; i < BLOCK_PAGES; i++)
+                if (!(seen >> i & 1) && is_private(record_state(b->page[i])))
+                        page_set(c, block, i, record(PAGE_NONE, 0, 0));
+        block_free_if_idle(c, block);
+}
+
+void scan_sweep_step(struct core *c, struct client *cl, unsigned *budget) {
+        uint32_t block;
+
+        while ((block = walk_next(c, cl, &cl->sweep, budget)) != NIL) {
+                if (!c->is_unmerging) {
+                        sweep_block(c, cl, block);
+                        continue;
+                }
+                block_at(c, block)->flags |= BLOCK_RESTORE;
+                block_queue_apply(c, block);
+        }
+        if (cl->sweep.is_active)
+                job_add(c, cl);
+}

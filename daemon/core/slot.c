@@ -1,0 +1,295 @@
+/* Segments and their slots: giving them out, counting who maps them, and letting go.
+ *
+ * A slot is given to a client's strip, written once by a publish, then LIVE as long as a page maps it or is about to, then
+ * DEAD for ever: a forked child that nobody told us about may still map it (I3), so neither slot nor segment is reused.
+ * A segment with nothing live, nothing being written and nothing mapped is dropped whole. */
+#include "daemon/core/internal.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+struct segment *segment_of(const struct domain *d, uint32_t slot) {
+        return d->units[slot / SEGMENT_UNIT];
+}
+
+bool slot_has_room(const struct core *c, const struct slot *s) {
+        uint64_t cap = MIN((uint64_t) c->tunables.max_page_sharing, (uint64_t) SLOT_SHARERS_MAX);
+
+        return s->state == SLOT_LIVE && s->pending < SLOT_PENDING_MAX && s->sharers + s->pending < cap;
+}
+
+/* -- segments ------------------------------------------------------------------------------------------------------- */
+
+static size_t segment_bytes(uint32_t n_slots) {
+        return sizeof(struct segment) + n_slots * (sizeof(struct slot) + sizeof(uint32_t)) +
+               n_slots / BLOCK_PAGES * sizeof(uint32_t);
+}
+
+/* First run of free units. Unit 0 stays free, so that "the slot before" of any slot is never NIL. */
+static int find_units(struct core *c, struct domain *d, uint32_t n, uint32_t *ret) {
+        uint32_t run = 0, i;
+        int r;
+
+        for (i = 1; i < d->n_units && run < n; i++)
+                run = d->units[i] ? 0 : run + 1;
+        if (run < n) {
+                i = MAX(d->n_units, 1U) + n - run;
+                r = memory_grow(&c->memory, (void **) &d->units, &d->units_capacity, i, sizeof(*d->units));
+                if (r < 0)
+                        return r;
+                memset(&d->units[d->n_units], 0, (i - d->n_units) * sizeof(*d->units));
+                d->n_units = i;
+        }
+        *ret = i - n;
+        return 0;
+}
+
+static int segment_new(struct core *c, struct domain *d) {
+        uint32_t units = d->given_slots >= SEGMENT_LARGE_FROM ? SEGMENT_LARGE_UNITS : 1;
+        uint32_t n_slots = units * SEGMENT_UNIT, first;
+        struct segment *s;
+        int r;
+
+        r = find_units(c, d, units, &first);
+        if (r < 0)
+                return r;
+        s = memory_realloc(&c->memory, NULL, 0, segment_bytes(n_slots));
+        if (!s)
+                return -ENOMEM;
+        memset(s, 0, segment_bytes(n_slots));
+        s->id = ++c->segment_sequence;
+        s->domain = id_index(d->id);
+        s->base = first * SEGMENT_UNIT;
+        s->n_slots = n_slots;
+        s->slots = (struct slot *) (s + 1);
+        s->keys = (uint32_t *) (s->slots + n_slots);
+        s->groups = s->keys + n_slots;
+        memset(s->groups, 0xff, n_slots / BLOCK_PAGES * sizeof(uint32_t));
+        for (uint32_t u = 0; u < units; u++)
+                d->units[first + u] = s;
+        d->n_segments++;
+        c->segments++;
+        d->open = s;
+        return 0;
+}
+
+static uint32_t segment_given(const struct segment *s) {
+        return s->n_writing + s->n_live + s->n_dead;
+}
+
+void segment_free(struct core *c, struct segment *s) {
+        struct domain *d = domain_at(c, s->domain);
+
+        for (uint32_t u = s->base / SEGMENT_UNIT; u < (s->base + s->n_slots) / SEGMENT_UNIT; u++)
+                d->units[u] = NULL;
+        d->given_slots -= segment_given(s);
+        d->n_segments--;
+        c->segments--;
+        c->slots_dead -= s->n_dead;
+        c->segment_slots_written -= s->n_dead + s->n_live;
+        memory_release(&c->memory, s, segment_bytes(s->n_slots));
+}
+
+static void event_queue(struct core *c, struct segment *s, uint32_t event) {
+        s->events |= event;
+        if (s->events & SEGMENT_QUEUED)
+                return;
+        s->events |= SEGMENT_QUEUED;
+        s->event_next = NULL;
+        if (c->events)
+                c->events_tail->event_next = s;
+        else
+                c->events = s;
+        c->events_tail = s;
+}
+
+void segment_check(struct core *c, struct segment *s) {
+        struct domain *d = domain_at(c, s->domain);
+
+        if (s->events & SEGMENT_DROP_DUE)
+                return;
+        if (s->n_writing == 0 && s->n_live == 0 && s->n_extents == 0 && s->n_dead + s->n_lost > 0) {
+                if (d->open == s)
+                        d->open = NULL;
+                event_queue(c, s, SEGMENT_DROP_DUE);
+        } else if (!(s->events & (SEGMENT_SEALED | SEGMENT_SEAL_DUE)) && s->n_writing == 0 &&
+                   segment_given(s) + s->n_lost == s->n_slots)
+                event_queue(c, s, SEGMENT_SEAL_DUE);
+}
+
+bool core_next_segment_event(struct core *c, struct core_segment_event *ret) {
+        while (c->events) {
+                struct segment *s = c->events;
+                uint32_t domain = s->domain;
+
+                *ret = (struct core_segment_event){ .segment = s->id, .domain = domain_at(c, domain)->id };
+                c->events = s->event_next;
+                s->events &= ~(uint32_t) SEGMENT_QUEUED;
+                if (s->events & SEGMENT_DROP_DUE) {
+                        ret->kind = CORE_SEGMENT_DROP;
+                        segment_free(c, s);
+                        domain_free_if_unused(c, domain);
+                        return true;
+                }
+                s->events = (s->events & ~(uint32_t) SEGMENT_SEAL_DUE) | SEGMENT_SEALED;
+                ret->kind = CORE_SEGMENT_SEAL;
+                return true;
+        }
+        return false;
+}
+
+/* -- giving out ------------------------------------------------------------------------------------------------------ */
+
+static struct segment *strip_segment(const struct domain *d, const struct client *cl) {
+        struct segment *s;
+
+        if (cl->strip_next == cl->strip_end)
+                return NULL;
+        s = cl->strip_next / SEGMENT_UNIT < d->n_units ? segment_of(d, cl->strip_next) : NULL;
+        return s && s->id == cl->strip_segment && !(s->events & SEGMENT_DROP_DUE) ? s : NULL;
+}
+
+/* The slots left are lost: they were never written, so they cost an entry each and no memory. */
+void strip_abandon(struct core *c, struct client *cl) {
+        struct segment *s = strip_segment(client_domain(c, cl), cl);
+
+        for (; s && cl->strip_next < cl->strip_end; cl->strip_next++) {
+                s->slots[cl->strip_next - s->base].state = SLOT_DEAD;
+                s->n_lost++;
+        }
+        cl->strip_next = cl->strip_end = 0;
+        if (s)
+                segment_check(c, s);
+}
+
+int slot_take(struct core *c, struct client *cl, uint32_t n, uint32_t *ret_first, uint32_t *ret_n) {
+        struct domain *d = client_domain(c, cl);
+        struct segment *s = strip_segment(d, cl);
+        int r;
+
+        if (!s) {
+                if (!d->open || d->open->next_slot == d->open->n_slots) {
+                        r = segment_new(c, d);
+                        if (r < 0)
+                                return r;
+                }
+                s = d->open;
+                cl->strip_segment = s->id;
+                cl->strip_next = s->base + s->next_slot;
+                s->next_slot = MIN(s->next_slot + STRIP_SLOTS, s->n_slots);
+                cl->strip_end = s->base + s->next_slot;
+        }
+        *ret_first = cl->strip_next;
+        *ret_n = MIN(n, cl->strip_end - cl->strip_next);
+        for (uint32_t i = 0; i < *ret_n; i++) {
+                struct slot *slot = slot_at(d, cl->strip_next);
+
+                *slot = (struct slot){ .next = cl->strip_next, .state = SLOT_WRITING };
+                cl->strip_next++;
+        }
+        s->n_writing += *ret_n;
+        d->given_slots += *ret_n;
+        return 0;
+}
+
+void slot_fail(struct core *c, struct domain *d, uint32_t slot, bool was_written) {
+        struct segment *s = segment_of(d, slot);
+
+        slot_at(d, slot)->state = SLOT_DEAD;
+        s->n_writing--;
+        if (was_written) {
+                s->n_dead++;
+                c->slots_dead++;
+                c->segment_slots_written++;
+        } else {
+                s->n_lost++;
+                d->given_slots--;
+        }
+        segment_check(c, s);
+}
+
+void slot_live(struct core *c, struct domain *d, uint32_t slot, uint64_t hash) {
+        struct segment *s = segment_of(d, slot);
+
+        *slot_at(d, slot) = (struct slot){ .next = slot, .pending = 1, .state = SLOT_LIVE };
+        s->keys[slot - s->base] = index_key(hash);
+        s->n_writing--;
+        s->n_live++;
+        c->segment_slots_written++;
+}
+
+/* -- dups of a chain: a ring, one of them in the index ---------------------------------------------------------------- */
+
+void slot_join(struct core *c, struct domain *d, uint32_t slot, uint32_t chain) {
+        struct slot *s = slot_at(d, slot), *in = slot_at(d, chain);
+        bool was_alone = in->next == chain;
+
+        s->next = in->next;
+        in->next = slot;
+        c->chains += was_alone;
+        c->dups += was_alone ? 2 : 1;
+        (void) index_replace(&d->index, slot_key(d, chain), SLOT_ID | chain, SLOT_ID | slot);
+}
+
+static void ring_leave(struct core *c, struct domain *d, uint32_t slot) {
+        struct slot *s = slot_at(d, slot);
+        uint32_t before = slot;
+
+        if (s->next == slot) {
+                (void) index_remove(&d->index, slot_key(d, slot), SLOT_ID | slot);
+                return;
+        }
+        while (slot_at(d, before)->next != slot)
+                before = slot_at(d, before)->next;
+        slot_at(d, before)->next = s->next;
+        c->chains -= s->next == before;
+        c->dups -= s->next == before ? 2 : 1;
+        (void) index_replace(&d->index, slot_key(d, slot), SLOT_ID | slot, SLOT_ID | s->next);
+        s->next = slot;
+}
+
+static void die_if_unused(struct core *c, struct domain *d, uint32_t slot) {
+        struct segment *segment = segment_of(d, slot);
+        struct slot *s = slot_at(d, slot);
+
+        if (s->sharers > 0 || s->pending > 0)
+                return;
+        ring_leave(c, d, slot);
+        s->state = SLOT_DEAD;
+        segment->n_live--;
+        segment->n_dead++;
+        c->slots_dead++;
+        segment_check(c, segment);
+}
+
+void slot_pend(struct domain *d, uint32_t slot) {
+        struct slot *s = slot_at(d, slot);
+
+        assert(s->state == SLOT_LIVE && s->pending < SLOT_PENDING_MAX);
+        s->pending++;
+}
+
+void slot_unpend(struct core *c, struct domain *d, uint32_t slot) {
+        assert(slot_at(d, slot)->pending > 0);
+        slot_at(d, slot)->pending--;
+        die_if_unused(c, d, slot);
+}
+
+void slot_share(struct core *c, struct domain *d, uint32_t slot) {
+        struct slot *s = slot_at(d, slot);
+
+        assert(s->state == SLOT_LIVE && s->pending > 0);
+        s->pending--;
+        c->slots_shared += s->sharers++ == 0;
+        c->slots_sharers++;
+}
+
+void slot_unshare(struct core *c, struct domain *d, uint32_t slot) {
+        struct slot *s = slot_at(d, slot);
+
+        assert(s->state == SLOT_LIVE && s->sharers > 0);
+        c->slots_shared -= --s->sharers == 0;
+        c->slots_sharers--;
+        die_if_unused(c, d, slot);
+}

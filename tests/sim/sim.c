@@ -1,0 +1,284 @@
+/* The core against a simulated machine. Small mode (the default): scenarios that must converge to the ideal, then random
+ * histories with every answer in random order, the books recomputed after each step. The seed is printed.
+ *   sim [seed [histories [steps]]]      sim table [clients pages]     figures: metadata bytes, time an operation */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "tests/sim/world.h"
+
+#define REQUIRE(condition)                                                                                           \
+        do {                                                                                                         \
+                if (!(condition)) {                                                                                  \
+                        fprintf(stderr, "seed %" PRIu64 ", %s:%d: %s\n", w->seed, __func__, __LINE__, #condition);   \
+                        abort();                                                                                     \
+                }                                                                                                    \
+        } while (0)
+
+static void check(struct world *w) {
+        const char *error = core_check(w->core);
+
+        if (!error)
+                return;
+        fprintf(stderr, "seed %" PRIu64 ": %s\n", w->seed, error);
+        abort();
+}
+
+/* -- convergence -------------------------------------------------------------------------------------------------------- */
+
+static void identical_clients(uint64_t seed) {
+        enum { CLIENTS = 8, PAGES = 4096 };
+        struct world *w = world_new(seed, NULL);
+        uint32_t d = world_domain(w, "a");
+        struct counters n;
+        uint64_t vmas = 0;
+
+        for (uint32_t i = 0; i < CLIENTS; i++) {
+                world_process(w, d, 1000 + i * 7, PAGES);
+                for (uint32_t k = 0; k < PAGES; k++)
+                        world_write(w, i, k, 1 + k);
+        }
+        world_run(w, 10 * 1000 * 1000);
+        check(w);
+        n = world_counters(w);
+        for (uint32_t i = 0; i < CLIENTS; i++)
+                vmas += world_vmas(w, i);
+        printf("identical: shared %" PRId64 " sharing %" PRId64 " of %d, VMAs %" PRIu64 " (books %" PRId64 "), %.1f a client\n",
+               n.pages_shared, n.pages_sharing, (CLIENTS - 1) * PAGES, vmas, n.vmas_used, (double) vmas / CLIENTS);
+        REQUIRE(n.pages_shared == PAGES && n.pages_sharing == (CLIENTS - 1) * PAGES);
+        REQUIRE((uint64_t) n.vmas_used == vmas);
+        /* At most one VMA for each 64 pages, and the two of the whole. */
+        REQUIRE(vmas <= CLIENTS * (PAGES / 64 * 2 + 2));
+        for (uint32_t i = 0; i < CLIENTS; i++)
+                world_exit(w, i);
+        world_run(w, 1000 * 1000);
+        n = world_counters(w);
+        REQUIRE(n.tracked_pages == 0 && n.segments == 0 && n.domains == 0);
+        check(w);
+        world_free(w);
+}
+
+/* Duplicates without neighbours, more than the VMA budget holds: it is used up, not more. */
+static void scattered(uint64_t seed) {
+        enum { PAGES = 8192, BUDGET = 1000 };
+        struct world *w = world_new(seed, NULL);
+        uint32_t d = world_domain(w, "a");
+        struct counters n;
+
+        for (uint32_t i = 0; i < 2; i++) {
+                struct core_client_config config = { .max_map_count = 2 * BUDGET, .n_vmas = 0 };
+
+                world_process(w, d, 0, PAGES);
+                core_client_gone(w->core, w->processes[i].client);
+                core_client_add(w->core, d, &config, &w->processes[i].client);
+                core_range_add(w->core, w->processes[i].client, 0, PAGES);
+                for (uint32_t k = 0; k < PAGES; k++)
+                        world_write(w, i, k, k % 2 ? 1 + k : 100000 + i * PAGES + k);
+        }
+        world_run(w, 20 * 1000 * 1000);
+        check(w);
+        n = world_counters(w);
+        printf("scattered: sharing %" PRId64 ", VMAs %" PRId64 " of 2 x %d\n", n.pages_sharing, n.vmas_used, BUDGET);
+        REQUIRE(n.vmas_used <= 2 * BUDGET && n.vmas_used >= 2 * BUDGET * 7 / 10);
+        REQUIRE(n.pages_sharing >= BUDGET * 7 / 10 / 2);
+        REQUIRE(n.failed_budget > 0);
+        REQUIRE((uint64_t) n.segment_bytes <= (uint64_t) (n.pages_shared + 200) * 4096);
+        world_free(w);
+}
+
+/* What is quiet is walked and nothing else; what is hot is left out of most passes. */
+static void quiet_and_hot(uint64_t seed) {
+        enum { PAGES = 8192, HOT = 256 };
+        struct world *w = world_new(seed, NULL);
+        uint32_t d = world_domain(w, "a");
+        uint64_t reads, scanned;
+        struct counters n;
+
+        world_process(w, d, 0, PAGES);
+        for (uint32_t k = 0; k < PAGES; k++)
+                world_write(w, 0, k, 1 + k);
+        world_run(w, 5 * 1000 * 1000);
+        reads = w->n_reads;
+        scanned = w->n_scanned_pages;
+        world_run(w, 10 * 1000 * 1000);
+        REQUIRE(w->n_reads == reads && w->n_scanned_pages <= scanned + PAGES); /* one plain look */
+        for (unsigned t = 0; t < 300; t++) {
+                for (uint32_t k = 0; k < HOT; k++)
+                        world_write(w, 0, 1000 + k, 100000 + t * HOT + k);
+                world_run(w, 500 * 1000);
+        }
+        n = world_counters(w);
+        scanned = w->n_scanned_pages - scanned;
+        printf("hot: %" PRIu64 " pages reported in 150 s of writing %d, reads %" PRIu64 ", volatile %" PRId64 "\n", scanned, HOT,
+               w->n_reads - reads, n.pages_volatile);
+        REQUIRE(n.pages_volatile >= HOT);
+        REQUIRE(scanned < 11 * PAGES + 150 * HOT / 2);
+        check(w);
+        world_free(w);
+}
+
+/* -- random histories -------------------------------------------------------------------------------------------------- */
+
+static void mutate(struct world *w, uint32_t d1, uint32_t d2) {
+        uint32_t i = (uint32_t) world_random(w, w->n_processes);
+        struct sim_process *p = &w->processes[i];
+        uint64_t k = world_random(w, p->n_pages), n = 1 + world_random(w, 100);
+        uint64_t what = world_random(w, 1000);
+        uint32_t first = (uint32_t) world_random(w, 200);
+
+        if (n > p->n_pages - k)
+                n = p->n_pages - k;
+        if (!p->is_alive) {
+                if (what < 100)
+                        world_process(w, what % 2 ? d1 : d2, world_random(w, 1000), 64 + world_random(w, 500));
+                return;
+        }
+        if (what < 700) {
+                for (uint64_t j = 0; j < n; j++)
+                        world_write(w, i, k + j, what < 50 ? 0 : what < 60 ? 7 : (first + (uint32_t) j) % 300);
+        } else if (what < 760) {
+                world_drop(w, i, k, n);
+        } else if (what < 770) {
+                (void) core_range_remove(w->core, p->client, p->base + k, n);
+                (void) core_range_add(w->core, p->client, p->base + k, n);
+        } else if (what < 790) {
+                p->pages[k].is_pinned = !p->pages[k].is_pinned;
+        } else if (what < 800) {
+                p->is_stuck = !p->is_stuck;
+        } else if (what < 815) {
+                (void) core_merge_now(w->core, p->client, p->base + k, n, what, w->now_usec);
+        } else if (what < 822) {
+                (void) core_unmerge(w->core, p->client, p->base + k, n, what, w->now_usec);
+        } else if (what < 825) {
+                world_exit(w, i);
+        } else if (what < 828) {
+                (void) core_tunable_set(w->core, TUNABLE_run, (int64_t) world_random(w, 3), w->now_usec);
+        } else if (what < 850) {
+                (void) core_tunable_set(w->core, TUNABLE_run, 1, w->now_usec);
+        } else if (what < 855) {
+                (void) core_tunable_set(w->core, TUNABLE_max_page_sharing, 2 + (int64_t) world_random(w, 6), w->now_usec);
+        } else if (what < 858) {
+                core_client_park(w->core, p->client, world_random(w, 2));
+        } else if (what < 861) {
+                core_client_park(w->core, p->client, false);
+        } else {
+                w->now_usec += world_random(w, 300 * 1000);
+        }
+}
+
+/* Left alone, every history comes to rest with books that say what the memory says. */
+static void come_to_rest(struct world *w) {
+        struct counters n;
+        uint64_t merged = 0, vmas = 0;
+
+        (void) core_tunable_set(w->core, TUNABLE_run, 1, w->now_usec);
+        w->fail_permille = 0;
+        for (uint32_t i = 0; i < w->n_processes; i++) {
+                w->processes[i].is_stuck = false;
+                core_client_park(w->core, w->processes[i].client, false);
+        }
+        world_run(w, 150 * 1000 * 1000);
+        check(w);
+        n = world_counters(w);
+        for (uint32_t i = 0; i < w->n_processes; i++)
+                if (w->processes[i].is_alive) {
+                        merged += world_merged(w, i);
+                        vmas += world_vmas(w, i);
+                }
+        /* Pages of ranges that were removed and added keep mappings that the books forgot. */
+        REQUIRE((uint64_t) (n.pages_shared + n.pages_sharing) <= merged);
+        (void) vmas;
+        for (uint32_t i = 0; i < w->n_processes; i++)
+                if (w->processes[i].is_alive)
+                        world_exit(w, i);
+        world_run(w, 1000 * 1000);
+        check(w);
+        n = world_counters(w);
+        REQUIRE(n.tracked_pages == 0 && n.runs == 0 && n.vmas_used == 0 && n.domains == 0 && n.segments == 0);
+}
+
+static uint64_t history(uint64_t seed, unsigned steps) {
+        struct world *w = world_new(seed, NULL);
+        uint32_t d1 = world_domain(w, "one"), d2 = world_domain(w, "two");
+        struct counters n;
+        uint64_t merges;
+
+        (void) core_tunable_set(w->core, TUNABLE_max_page_sharing, 2 + (int64_t) world_random(w, 5), w->now_usec);
+        w->collision_bits = seed % 3 == 0 ? 7 : 0;
+        w->fail_permille = seed % 2 ? 50 : 0;
+        for (unsigned i = 0; i < 4; i++)
+                world_process(w, i < 3 ? d1 : d2, world_random(w, 200), 64 + world_random(w, 400));
+        for (unsigned s = 0; s < steps; s++) {
+                if (world_random(w, 10) == 0)
+                        mutate(w, d1, d2);
+                else
+                        world_step(w);
+                check(w);
+        }
+        n = world_counters(w);
+        merges = (uint64_t) n.merges;
+        come_to_rest(w);
+        world_free(w);
+        return merges;
+}
+
+/* -- figures -------------------------------------------------------------------------------------------------------------- */
+
+static double seconds(void) {
+        struct timespec t;
+
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return (double) t.tv_sec + 1e-9 * (double) t.tv_nsec;
+}
+
+/* Time includes the simulated machine's own work, so it is an upper bound. */
+static void table(uint64_t seed, uint32_t clients, uint32_t pages) {
+        static const char *const names[] = { "all unique", "all equal pairs of clients", "half merged" };
+
+        printf("%-28s %10s %10s %10s %12s %12s\n", "content", "tracked", "merged", "VMAs", "bytes/page", "ns/page/all");
+        for (unsigned mode = 0; mode < 3; mode++) {
+                struct world *w = world_new(seed, NULL);
+                uint32_t d = world_domain(w, "a");
+                struct counters n;
+                double t;
+
+                (void) core_tunable_set(w->core, TUNABLE_segment_share_permille, 1000, w->now_usec);
+                for (uint32_t i = 0; i < clients; i++) {
+                        world_process(w, d, 0, pages);
+                        for (uint32_t k = 0; k < pages; k++)
+                                world_write(w, i, k, mode == 0 || (mode == 2 && k / 256 % 2) ? 1 + i * pages + k
+                                                                                             : 1 + i / 2 * pages + k);
+                }
+                t = seconds();
+                world_run(w, 12 * 1000 * 1000);
+                t = seconds() - t;
+                n = world_counters(w);
+                printf("%-28s %10" PRId64 " %10" PRId64 " %10" PRId64 " %12.1f %12.0f\n", names[mode], n.tracked_pages,
+                       n.pages_shared + n.pages_sharing, n.vmas_used,
+                       ((double) n.metadata_bytes - 48.0 * (double) n.vmas_used) / (double) n.tracked_pages,
+                       t * 1e9 / (double) n.tracked_pages);
+                world_free(w);
+        }
+}
+
+int main(int argc, char **argv) {
+        uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 1;
+        unsigned histories = argc > 2 ? (unsigned) atoi(argv[2]) : 40, steps = argc > 3 ? (unsigned) atoi(argv[3]) : 1500;
+        uint64_t merges = 0;
+
+        if (argc > 1 && strcmp(argv[1], "table") == 0) {
+                table(1, argc > 2 ? (uint32_t) atoi(argv[2]) : 8, argc > 3 ? (uint32_t) atoi(argv[3]) : 65536);
+                return 0;
+        }
+        printf("seed %" PRIu64 "\n", seed);
+        identical_clients(seed);
+        scattered(seed);
+        quiet_and_hot(seed);
+        for (unsigned i = 0; i < histories; i++)
+                merges += history(seed + i, steps);
+        printf("%u histories of %u steps, %" PRIu64 " merges\n", histories, steps, merges);
+        table(seed, 4, 16384);
+        return merges > 0 || histories == 0 ? 0 : 1;
+}

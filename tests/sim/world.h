@@ -1,0 +1,73 @@
+/* A simulated machine around the core: processes whose pages hold small integers, a kernel that tracks writes, agents that
+ * verify and act. It plays the shell: pulls work, carries it out on the simulated memory, answers; at once, or in
+ * random order with writes in between.
+ *
+ * The world checks what the real one promises: a merge replaces a page only by equal content, a slot is written once, a
+ * dropped segment is never used, ops are for living addresses. A violation prints the seed and aborts. */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "daemon/core/core.h"
+
+enum page_kind { KIND_HOLE, KIND_ANON, KIND_FILE, KIND_COWED, KIND_ZERO };
+struct sim_page {
+        uint32_t content; /* 0 = zeros */
+        uint32_t segment, slot;
+        uint8_t kind;
+        bool is_written, is_pinned;
+};
+struct sim_process {
+        uint32_t client, domain;
+        uint64_t base, n_pages;
+        struct sim_page *pages;
+        bool is_alive, is_stuck; /* stuck: its agent answers BUSY */
+        uint32_t vmas_max;       /* merges fail with BUDGET above it; 0 = no limit */
+};
+struct sim_segment {
+        uint32_t id, domain, n_slots;
+        uint32_t *content;
+        bool *is_written;
+        bool is_open;
+};
+struct sim_op;
+
+struct world {
+        struct core *core;
+        uint64_t seed, random, now_usec;
+        struct sim_process *processes;
+        uint32_t n_processes;
+        struct sim_segment *segments;
+        uint32_t n_segments;
+        struct sim_op *ops; /* handed out and not answered */
+        uint32_t n_ops, ops_capacity;
+        uint32_t window;
+        uint64_t n_scans, n_scanned_pages, n_reads, n_applies, n_merged_calls, n_events, n_sealed, n_dropped;
+        struct core_event last_event;
+        unsigned collision_bits; /* hashes of only so many bits, 0 = all: equality of hashes is only a hint */
+        unsigned fail_permille;  /* reads, publishes and applies that fail at random */
+};
+
+struct world *world_new(uint64_t seed, const struct core_allocator *allocator);
+void world_free(struct world *w);
+uint64_t world_random(struct world *w, uint64_t below);
+
+uint32_t world_domain(struct world *w, const char *key);
+/* A process with one registered range of n_pages at page base. Returns its index. */
+uint32_t world_process(struct world *w, uint32_t domain, uint64_t base, uint64_t n_pages);
+void world_exit(struct world *w, uint32_t process);
+void world_write(struct world *w, uint32_t process, uint64_t i, uint32_t content);
+/* The program unmaps pages and maps them anew, empty; the agent says so. */
+void world_drop(struct world *w, uint32_t process, uint64_t i, uint64_t n);
+
+/* Pulls and answers everything until nothing is left at this time. */
+void world_pump(struct world *w);
+/* Pumps while the clock goes on by usec. */
+void world_run(struct world *w, uint64_t usec);
+/* One random step: pull an op, or answer one; for interleavings. */
+void world_step(struct world *w);
+
+struct counters world_counters(const struct world *w);
+uint64_t world_vmas(const struct world *w, uint32_t process); /* that the kernel would have, for merged runs */
+uint64_t world_merged(const struct world *w, uint32_t process);
