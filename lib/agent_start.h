@@ -14,6 +14,7 @@ enum agent_state { AGENT_NONE, AGENT_STARTING, AGENT_RUNNING, AGENT_FAILED };
 struct agent_control {
         _Atomic uint32_t state; /* enum agent_state; futex word */
         _Atomic uint32_t gate;  /* GATE_WORKING | forks under way; futex word */
+        _Atomic uint32_t draining; /* 1: events are being read, some perhaps not yet in the book */
         _Atomic uint32_t ready; /* 1: contexts are open; futex word */
         _Atomic uint32_t fork_pending; /* a forked child that has no agent yet though its parent had one */
         char path[108]; /* of sun_path */

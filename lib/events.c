@@ -10,6 +10,7 @@
 #include <errno.h>
 
 #include "lib/agent_loop.h"
+#include "lib/agent_start.h"
 #include "lib/book.h"
 #include "lib/maplock.h"
 #include "lib/sys.h"
@@ -87,9 +88,12 @@ void agent_drain(void *agent) {
                 return;
         const struct context_events guard = { on_guard_fault, on_guard_remove, a };
         const struct context_events shared = { on_shared_fault, on_shared_remove, a };
+        struct agent_control *c = agent_control();
+        uint32_t was = atomic_exchange(&c->draining, 1); /* handlers drain, too */
         a->exits_before_read = map_lock_exits();
         (void) context_drain(&a->guard, &guard);
         (void) context_drain(&a->shared, &shared);
+        atomic_store(&c->draining, was);
 }
 
 /* Pages of [base, base + 64) that were discarded and not touched since: their entries are empty, or hold a marker of the write

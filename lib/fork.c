@@ -58,6 +58,10 @@ static bool had_agent(const struct agent_control *c) {
 
 void agent_fork_prepare(void) {
         struct agent_control *c = agent_control();
+        /* Reading an event lets its caller go on: this thread may have discarded, come back, and forked before the agent, in
+         * the same turn, has put the discard into the book. */
+        while (had_agent(c) && atomic_load(&c->draining))
+                sys_yield();
         if (had_agent(c) && book_some_removed()) {
                 struct request r = { .kind = REQUEST_FORK };
                 (void) mailbox_call(&r, FORK_ANSWER_USEC);
@@ -134,6 +138,7 @@ static void start_anew(bool libc_knows) {
         fork_child_zeros();
         agent_reset_in_child(libc_knows);
         atomic_store(&c->ready, 0);
+        atomic_store(&c->draining, 0);
         atomic_store(&c->state, AGENT_NONE);
         if (had)
                 atomic_store(&c->fork_pending, 1);
