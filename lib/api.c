@@ -58,7 +58,8 @@ PUBLIC void userksm_map_unlock(void) {
 
 /* -- wrappers: the contract of a program without the shim ------------------------------------------------------- */
 
-/* Enters the mapping lock with nothing merged in the range. 0, or a negative errno outside the lock. */
+/* Enters the mapping lock with nothing merged in the range: 0; 1: inside, but some of it stayed merged. Or a negative errno,
+ * outside the lock. */
 static int enter_restored(uint64_t start, size_t length) {
         agent_ensure_after_fork();
         for (unsigned i = 0; i < RESTORE_ROUNDS; i++) {
@@ -73,7 +74,7 @@ static int enter_restored(uint64_t start, size_t length) {
                         break; /* pages copied on write stay: the caller's call meets a file mapping there */
         }
         map_enter();
-        return 0;
+        return book_any_merged(start, start + length);
 }
 
 PUBLIC int userksm_munmap(void *addr, size_t length) {
@@ -96,16 +97,22 @@ PUBLIC void *userksm_mmap(void *addr, size_t length, int prot, int flags, int fd
 
 PUBLIC void *userksm_mremap(void *addr, size_t old_length, size_t new_length, int flags, void *new_addr) {
         int e = enter_restored((uint64_t) addr, old_length);
+        if (e > 0) { /* growing it would show what follows in its segment */
+                map_leave();
+                e = -ENOMEM;
+        }
         if (e < 0) {
                 errno = -e;
                 return MAP_FAILED;
         }
         void *p = mremap(addr, old_length, new_length, flags, new_addr);
         if (p != MAP_FAILED) {
-                if (p != addr)
+                if (p != addr) {
+                        agent_note_unmapped((uint64_t) p, new_length); /* what MREMAP_FIXED replaced */
                         agent_note_unmapped((uint64_t) addr, old_length);
-                else if (new_length < old_length)
+                } else if (new_length < old_length) {
                         agent_note_unmapped((uint64_t) addr + new_length, old_length - new_length);
+                }
         }
         map_leave();
         return p;

@@ -19,6 +19,7 @@
 
 #include "lib/book.h"
 #include "lib/maplock.h"
+#include "lib/userksm.h"
 #include "tests/lib/rig.h"
 
 #define HUGE_BYTES (2UL << 20)
@@ -142,6 +143,17 @@ static void test_protection(void **state) {
         assert_block(b, 0, PAGES);
         merge(b);
         assert_block(b, 0, PAGES);
+}
+
+/* A page that was copied on write cannot be restored; behind it in its mapping lies the next slot of the segment. */
+static void test_growth(void **state) {
+        uint8_t *b = block_new(), status[64];
+        fill_block(b);
+        (void) apply(APPLY_MERGE, b, 0, 1, 8, status); /* zeros; the next slot holds content 1 */
+        b[0] = 1;
+        uint8_t *p = userksm_mremap(b, KSM_PAGE_SIZE, 2 * KSM_PAGE_SIZE, MREMAP_MAYMOVE, NULL);
+        assert_ptr_equal(p, MAP_FAILED);
+        assert_int_equal(b[0], 1);
 }
 
 static void *discard_and_populate(void *b) {
@@ -358,6 +370,7 @@ int main(void) {
                 cmocka_unit_test(test_spliced_huge_page),
                 cmocka_unit_test(test_unmapped_in_the_middle),
                 cmocka_unit_test(test_protection),
+                cmocka_unit_test(test_growth),
                 cmocka_unit_test(test_populate_write),
                 cmocka_unit_test(test_foreign_writes),
                 cmocka_unit_test(test_forks),
