@@ -1,0 +1,212 @@
+/* The daemon's life: exit statuses, signals, its socket file, the service manager's protocols, private mode. */
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "common/cleanup.h"
+#include "common/tunables.h"
+#include "daemon/config.h"
+#include "tests/support/daemon_process.h"
+
+static char *config_path;
+
+static void write_config(const char *text) {
+        FILE *f = fopen(config_path, "we");
+        assert_non_null(f);
+        assert_true(fputs(text, f) >= 0);
+        assert_int_equal(fclose(f), 0);
+}
+
+static int64_t get_tunable(int admin, enum tunable_id id) {
+        static struct channel_message m;
+        assert_int_equal(channel_send(admin, MSG_TUNABLES_REQUEST, &(struct msg_tunables_request){ 0 }, NULL, 0, NULL, 0),
+                         0);
+        receive_frame(admin, MSG_TUNABLES_REPLY, &m);
+        return ((const struct tunable_element *) m.frame.elements)[id].value;
+}
+
+static void test_exit_statuses(void **state) {
+        struct daemon_process d = { 0 };
+        assert_int_equal(daemon_run(&d, (const char *const[]){ "--frobnicate", NULL }), EXIT_STATUS_USAGE);
+        assert_int_equal(daemon_log_lines(&d, "unknown option \"--frobnicate\""), 1);
+        assert_int_equal(daemon_run(&d, (const char *const[]){ "--config", "/nonexistent", NULL }), EXIT_STATUS_CONFIG);
+        write_config("[tunables]\nrun=1\nrnu=1\n");
+        assert_int_equal(daemon_run(&d, (const char *const[]){ "--config", config_path, NULL }), EXIT_STATUS_CONFIG);
+        char line[256];
+        (void) snprintf(line, sizeof(line), "%s:3: unknown key \"rnu\" in [tunables]", config_path);
+        assert_int_equal(daemon_log_lines(&d, line), 1);
+        assert_int_equal(daemon_run(&d, (const char *const[]){ "--socket", "/nonexistent/dir/sock", NULL }),
+                         EXIT_STATUS_OS);
+        assert_int_equal(daemon_run(&d, (const char *const[]){ "--version", NULL }), EXIT_STATUS_OK);
+        assert_int_equal(daemon_run(&d, (const char *const[]){ "--help", NULL }), EXIT_STATUS_OK);
+        assert_true(daemon_log_lines(&d, "max_page_sharing") > 0);
+        daemon_stop(&d);
+}
+
+/* One's own socket file goes at the end; a stale one is replaced; a living daemon's is not touched. */
+static void test_socket_file(void **state) {
+        struct daemon_process d = { 0 }, second;
+        struct stat st;
+        daemon_start(&d, NULL);
+        assert_int_equal(stat(d.socket, &st), 0);
+        assert_int_equal(st.st_mode & 0777, 0666);
+        second = d;
+        assert_int_equal(daemon_run(&second, NULL), EXIT_STATUS_OS);
+        assert_int_equal(daemon_log_lines(&d, "another daemon listens there"), 1);
+        assert_int_equal(kill(d.pid, SIGKILL), 0);
+        assert_int_equal(daemon_wait(&d), 128 + SIGKILL);
+        assert_int_equal(stat(d.socket, &st), 0);
+        daemon_start(&d, NULL);
+        assert_int_equal(kill(d.pid, SIGINT), 0);
+        assert_int_equal(daemon_wait(&d), EXIT_STATUS_OK);
+        assert_int_equal(stat(d.socket, &st), -1);
+        /* What is not a socket is not ours to remove. */
+        close_fd(open(d.socket, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+        assert_int_equal(daemon_run(&d, NULL), EXIT_STATUS_OS);
+        assert_int_equal(stat(d.socket, &st), 0);
+        daemon_stop(&d);
+}
+
+static void test_reload(void **state) {
+        struct daemon_process d = { 0 };
+        write_config("[tunables]\npages_to_scan = 111\nsleep_millisecs = 7\n");
+        daemon_start(&d, (const char *const[]){ "--config", config_path, "--sleep-millisecs=9", NULL });
+        int admin = admin_connect(&d, NULL);
+        assert_int_equal(get_tunable(admin, TUNABLE_pages_to_scan), 111);
+        assert_int_equal(get_tunable(admin, TUNABLE_sleep_millisecs), 9);
+        write_config("[daemon]\nworkers = 1\n[tunables]\npages_to_scan = 222\n");
+        assert_int_equal(kill(d.pid, SIGHUP), 0);
+        daemon_wait_log(&d, "configuration read again", 1);
+        assert_int_equal(get_tunable(admin, TUNABLE_pages_to_scan), 222);
+        assert_int_equal(get_tunable(admin, TUNABLE_sleep_millisecs), 9);
+        assert_int_equal(daemon_log_lines(&d, "workers: changed only by a restart"), 1);
+        write_config("[tunables]\npages_to_scan = x\n");
+        assert_int_equal(kill(d.pid, SIGHUP), 0);
+        daemon_wait_log(&d, "configuration stays as it was", 1);
+        assert_int_equal(get_tunable(admin, TUNABLE_pages_to_scan), 222);
+        close_fd(admin);
+        daemon_stop(&d);
+}
+
+/* The supervisor's datagrams, in order. Skips those in between that are not asked for. */
+static void expect_notification(int fd, const char *text) {
+        char message[512];
+        for (;;) {
+                ssize_t n = recv(fd, message, sizeof(message) - 1, 0);
+                if (n < 0)
+                        fail_msg("no %s: %s", text, strerror(errno));
+                message[n] = '\0';
+                if (strncmp(message, text, strlen(text)) == 0)
+                        return;
+        }
+}
+
+static void test_notifications(void **state) {
+        struct daemon_process d = { 0 };
+        struct sockaddr_un address = { .sun_family = AF_UNIX };
+        const struct timeval bound = { .tv_sec = TEST_BOUND_MSEC / 1000 };
+        (void) snprintf(address.sun_path, sizeof(address.sun_path), "%s.notify", config_path);
+        (void) unlink(address.sun_path);
+        int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+        assert_int_equal(bind(fd, (struct sockaddr *) &address, sizeof(address)), 0);
+        assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &bound, sizeof(bound)), 0);
+        assert_int_equal(setenv("NOTIFY_SOCKET", address.sun_path, 1), 0);
+        assert_int_equal(setenv("WATCHDOG_USEC", "200000", 1), 0);
+        daemon_start(&d, NULL);
+        assert_int_equal(unsetenv("NOTIFY_SOCKET"), 0);
+        assert_int_equal(unsetenv("WATCHDOG_USEC"), 0);
+        expect_notification(fd, "READY=1");
+        expect_notification(fd, "WATCHDOG=1");
+        expect_notification(fd, "WATCHDOG=1");
+        assert_int_equal(kill(d.pid, SIGHUP), 0);
+        expect_notification(fd, "RELOADING=1");
+        expect_notification(fd, "READY=1");
+        daemon_stop(&d);
+        expect_notification(fd, "STOPPING=1");
+        close_fd(fd);
+        assert_int_equal(unlink(address.sun_path), 0);
+}
+
+/* As the service manager starts it: the listening socket is fd 3, and stays the manager's. */
+static void test_socket_activation(void **state) {
+        struct daemon_process d = { 0 };
+        struct sockaddr_un address = { .sun_family = AF_UNIX };
+        (void) snprintf(address.sun_path, sizeof(address.sun_path), "%s.active", config_path);
+        (void) unlink(address.sun_path);
+        int listening = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+        assert_int_equal(bind(listening, (struct sockaddr *) &address, sizeof(address)), 0);
+        assert_int_equal(listen(listening, 16), 0);
+        d.pid = fork();
+        assert_true(d.pid >= 0);
+        if (d.pid == 0) {
+                char pid[16];
+                (void) snprintf(pid, sizeof(pid), "%d", (int) getpid());
+                if (setenv("LISTEN_PID", pid, 1) < 0 || setenv("LISTEN_FDS", "1", 1) < 0 || dup2(listening, 3) != 3)
+                        _exit(126);
+                (void) fcntl(3, F_SETFD, 0);
+                (void) execl(daemon_program_path(), "userksmd", "--log-level=err", DAEMON_SANDBOX, (char *) NULL);
+                _exit(127);
+        }
+        memcpy(d.socket, address.sun_path, sizeof(d.socket));
+        int admin = admin_connect(&d, NULL);
+        close_fd(admin);
+        assert_int_equal(kill(d.pid, SIGTERM), 0);
+        assert_int_equal(daemon_wait(&d), EXIT_STATUS_OK);
+        struct stat st;
+        assert_int_equal(stat(address.sun_path, &st), 0);
+        assert_int_equal(unlink(address.sun_path), 0);
+        close_fd(listening);
+}
+
+/* It stays while someone is there, and goes when the last has left. */
+static void test_private(void **state) {
+        struct daemon_process d = { 0 };
+        daemon_start(&d, (const char *const[]){ "--private", NULL });
+        int admin = admin_connect(&d, NULL), agent = agent_connect(&d, NULL, NULL);
+        struct counters counters;
+        close_fd(agent);
+        /* Longer than it would linger alone: an administrator is enough. */
+        for (unsigned i = 0; i < 30; i++) {
+                (void) usleep(100000);
+                get_counters(admin, &counters);
+        }
+        close_fd(admin);
+        assert_int_equal(daemon_wait(&d), EXIT_STATUS_OK);
+        daemon_stop(&d);
+}
+
+static int setup(void **state) {
+        static char path[] = "/tmp/userksm-life-XXXXXX";
+        close_fd(mkstemp(path));
+        config_path = path;
+        return 0;
+}
+
+static int teardown(void **state) {
+        return unlink(config_path);
+}
+
+int main(int argc, char **argv) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_exit_statuses), cmocka_unit_test(test_socket_file),
+                cmocka_unit_test(test_reload),        cmocka_unit_test(test_notifications),
+                cmocka_unit_test(test_socket_activation), cmocka_unit_test(test_private),
+        };
+        if (argc != 2)
+                return 64;
+        daemon_program(argv[1]);
+        return cmocka_run_group_tests(tests, setup, teardown);
+}
