@@ -162,7 +162,7 @@ bool request_scan_window(struct core *c, struct client *cl, uint64_t now_usec, u
                 return false;
         for (;;) {
                 range = range_find(cl, r->cursor);
-                if (!range || range->start >= r->end)
+                if (!range || r->cursor >= r->end || range->start >= r->end)
                         break;
                 *ret_page = MAX(range->start, r->cursor);
                 *ret_end = MIN(range->end, *ret_page + cl->window_pages);

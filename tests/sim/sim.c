@@ -163,8 +163,10 @@ static void mutate(struct world *w, uint32_t d1, uint32_t d2) {
                 core_client_park(w->core, p->client, world_random(w, 2));
         } else if (what < 861) {
                 core_client_park(w->core, p->client, false);
+        } else if (what < 960) {
+                w->now_usec += world_random(w, 100 * 1000);
         } else {
-                w->now_usec += world_random(w, 300 * 1000);
+                world_run(w, world_random(w, 400 * 1000));
         }
 }
 
@@ -206,12 +208,14 @@ static uint64_t history(uint64_t seed, unsigned steps) {
         uint64_t merges;
 
         (void) core_tunable_set(w->core, TUNABLE_max_page_sharing, 2 + (int64_t) world_random(w, 5), w->now_usec);
+        (void) core_tunable_set(w->core, TUNABLE_pass_millisecs, 50, w->now_usec);
+        (void) core_tunable_set(w->core, TUNABLE_settle_millisecs, 50, w->now_usec);
         w->collision_bits = seed % 3 == 0 ? 7 : 0;
         w->fail_permille = seed % 2 ? 50 : 0;
         for (unsigned i = 0; i < 4; i++)
                 world_process(w, i < 3 ? d1 : d2, world_random(w, 200), 64 + world_random(w, 400));
         for (unsigned s = 0; s < steps; s++) {
-                if (world_random(w, 10) == 0)
+                if (world_random(w, 20) == 0)
                         mutate(w, d1, d2);
                 else
                         world_step(w);
@@ -265,7 +269,7 @@ static void table(uint64_t seed, uint32_t clients, uint32_t pages) {
 
 int main(int argc, char **argv) {
         uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 1;
-        unsigned histories = argc > 2 ? (unsigned) atoi(argv[2]) : 40, steps = argc > 3 ? (unsigned) atoi(argv[3]) : 1500;
+        unsigned histories = argc > 2 ? (unsigned) atoi(argv[2]) : 40, steps = argc > 3 ? (unsigned) atoi(argv[3]) : 2000;
         uint64_t merges = 0;
 
         if (argc > 1 && strcmp(argv[1], "table") == 0) {
