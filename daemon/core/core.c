@@ -188,8 +188,10 @@ uint64_t core_tick(struct core *c, uint64_t now_usec) {
                 if (c->jobs.head == NIL)
                         c->jobs.tail = NIL;
                 cl->in_jobs = false;
+                /* The last step of a client that is gone frees it. */
+                bool is_gone = cl->is_gone;
                 client_forget_step(c, cl, &budget);
-                if (cl->is_gone)
+                if (is_gone)
                         continue;
                 scan_sweep_step(c, cl, &budget);
                 request_step(c, cl, now_usec, &budget);
