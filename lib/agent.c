@@ -13,6 +13,8 @@
 #define POLL_MAX_USEC 1000000U
 /* While a fork is under way the agent only answers events; forks are short. */
 #define POLL_FORK_USEC 500U
+/* Discards to settle, but threads were inside mapping calls. */
+#define POLL_HURRY_USEC 500U
 
 static struct agent agent;
 
@@ -39,6 +41,7 @@ static void work(struct agent *a) {
         if (a->link_fd >= 0)
                 link_readable(a);
         link_step(a, now);
+        a->hurry = a->contexts_open && !events_settle_discards(a);
         if (a->welcomed) {
                 discover_step(a, now);
                 if (a->retrack) {
@@ -53,6 +56,8 @@ static uint64_t next_usec(const struct agent *a, uint64_t now) {
         next = MIN(next, link_next_usec(a));
         if (a->merge_any && a->welcomed)
                 next = MIN(next, a->discover_at_usec);
+        if (a->hurry)
+                next = MIN(next, now + POLL_HURRY_USEC);
         if (mailbox_bell_fd() < 0)
                 next = MIN(next, now + MAILBOX_POLL_USEC);
         return next;

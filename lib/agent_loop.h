@@ -38,6 +38,7 @@ uint32_t count_vmas(struct agent *a);
  * the context busy for too long. */
 bool events_zero_removed(struct agent *a, uint64_t base, uint64_t mask);
 void events_prepare_fork(struct agent *a);
+bool events_settle_discards(struct agent *a); /* false: more to do soon */
 
 /* link.c: the connection to the daemon */
 void link_step(struct agent *a, uint64_t now);    /* connects when it is time, sends stats */

@@ -18,6 +18,8 @@
 
 /* A discard under way needs the processor once more before the context answers again. */
 #define ZERO_WAIT_USEC 10000U
+/* Each holds the mapping lock for some 50 us. */
+#define SETTLE_BLOCKS_A_TURN 8U
 
 /* False: an unread event of the context stands in the way (EAGAIN). */
 static bool zero_page(struct agent *a, uint64_t address) {
@@ -55,6 +57,10 @@ static void note_discard(struct agent *a, uint64_t start, uint64_t end) {
         if (!map_lock_any_inside() && map_lock_exits() == a->exits_before_read)
                 a->raw = true;
         book_mark_removed(start, end);
+        struct book_walk w = { .start = start, .end = end };
+        uint64_t block, mask;
+        while (a->discards_head - a->discards_tail < DISCARDS_MAX && book_walk_next(&w, &block, &mask))
+                a->discards[a->discards_head++ % DISCARDS_MAX] = block;
 }
 
 static void on_shared_remove(void *userdata, uint64_t start, uint64_t end) {
@@ -119,6 +125,24 @@ bool events_zero_removed(struct agent *a, uint64_t base, uint64_t mask) {
                         sys_yield();
                 }
         return true;
+}
+
+/* Discarded pages get their zeros without waiting for an access: one that the program makes would cost a round trip to the agent,
+ * one that cannot wait (/proc/PID/mem, a debugger) would fail. With the mapping lock held every wrapped discard has done its zap. */
+bool events_settle_discards(struct agent *a) {
+        for (unsigned n = 0; a->discards_tail != a->discards_head && n < SETTLE_BLOCKS_A_TURN; n++) {
+                uint64_t block = a->discards[a->discards_tail % DISCARDS_MAX];
+                struct transition t = { .a = a, .base = block << (BLOCK_SHIFT + KSM_PAGE_SHIFT) };
+                struct book_block *b = book_find(block);
+                if (b && b->merged & b->removed) {
+                        if (!transition_begin(&t))
+                                return false;
+                        (void) events_zero_removed(a, t.base, b->merged);
+                        transition_end(&t);
+                }
+                a->discards_tail++;
+        }
+        return a->discards_tail == a->discards_head;
 }
 
 /* The child of a fork gets the page tables but no context: a discarded page without its zeros would read as the segment. A

@@ -16,6 +16,8 @@
 #define BLOCK_BYTES ((uint64_t) BLOCK_PAGES << KSM_PAGE_SHIFT)
 #define TEXT_BUFFER_BYTES 32768U /* smaps is read in pieces of this */
 
+#define DISCARDS_MAX 1024U /* blocks: a discard of 256 MiB at once */
+
 struct figures {
         uint64_t transitions, busy, waits[WAIT_BUCKETS];
         uint32_t n_vmas, raw;
@@ -46,6 +48,11 @@ struct agent {
         uint64_t stats_at_usec;
         struct channel_message *message;
         uint8_t *frame_buffer;
+
+        /* blocks with discarded pages that are perhaps empty still; a ring. Full: their accesses are answered one by one */
+        uint64_t discards[DISCARDS_MAX];
+        uint32_t discards_head, discards_tail;
+        bool hurry; /* more work than fitted in a turn */
 
         /* discovery */
         bool merge_any;

@@ -75,6 +75,18 @@ def test_discard_reads_zeros_and_fork_is_exact():
         b.do("check", "m")
         a.do("unmap", "m")
         b.do("check", "m")
+        # Untouched discarded pages can be read by who cannot wait: a debugger.
+        address = int(b.do("address", "m").split()[1])
+        b.do("discard", "m", 100, 8)
+        def zeros():
+            try:
+                with open(f"/proc/{b.pid}/mem", "rb") as f:
+                    f.seek(address + 100 * 4096)
+                    return f.read(8 * 4096) == bytes(8 * 4096)
+            except OSError:
+                return False
+        until(zeros, 5, "discarded pages are readable from outside")
+        b.do("check", "m")
         for v in victims:
             v.quit()
 

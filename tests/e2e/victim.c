@@ -10,6 +10,7 @@
  *   merge NAME                synchronous merge: "ok BYTES" or "error E"
  *   unregister NAME           "ok" or "error E"
  *   unmap NAME
+ *   address NAME              "ok ADDRESS"
  *   fork                      a child that checks everything and exits: "ok" or "differs"
  *   bad                       registers what must be refused; "what=errno ..."
  *   stats                     registered merged connected transitions raw
@@ -194,6 +195,8 @@ static void on_area(const char *verb, struct area *a, uint64_t from, uint64_t n,
                         printf("ok %" PRIu64 "\n", saved);
         } else if (strcmp(verb, "unregister") == 0) {
                 answer(userksm_unregister(a->memory, a->n_pages * PAGE));
+        } else if (strcmp(verb, "address") == 0) {
+                printf("ok %" PRIuPTR "\n", (uintptr_t) a->memory);
         } else if (strcmp(verb, "unmap") == 0) {
                 answer(userksm_munmap(a->memory, a->n_pages * PAGE));
                 free(a->content);
