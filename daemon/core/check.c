@@ -9,9 +9,12 @@
                         return text; \
         } while (0)
 
+/* Nothing to check with is no fault of the books. */
+static const char no_memory[] = "no memory";
+
 struct totals {
         uint64_t states[PAGE_STATES];
-        uint64_t entries, blocks, extents_pages, vmas, registered;
+        uint64_t blocks, vmas, registered;
 };
 
 /* A page record and what it refers to. */
@@ -26,7 +29,6 @@ static const char *check_page(struct core *c, struct client *cl, uint32_t block,
         switch (record_state(r)) {
         case PAGE_UNSHARED:
         case PAGE_PARTNER:
-                t->entries++;
                 match_find(c, d, record_hash(r), &m);
                 REQUIRE(m.page != NIL, "an unshared page is not in its domain's index");
                 break;
@@ -131,11 +133,9 @@ static void recount_block(struct core *c, struct domain *d, struct block *b, con
 
 static const char *check_ring(struct core *c, struct domain *d, uint32_t slot, uint64_t *ret_dups) {
         uint32_t at = slot;
-        struct match m;
         bool is_indexed = false;
 
         *ret_dups = 0;
-        match_find(c, d, (uint64_t) slot_key(d, slot) << 32, &m); /* warms nothing; the tag is not known here */
         do {
                 REQUIRE(slot_at(d, at)->state == SLOT_LIVE, "a dup of a chain is not live");
                 REQUIRE(slot_key(d, at) == slot_key(d, slot), "I5: dups of a chain have different keys");
@@ -147,14 +147,14 @@ static const char *check_ring(struct core *c, struct domain *d, uint32_t slot, u
         return NULL;
 }
 
-static const char *check_segment(struct core *c, struct domain *d, struct segment *s, struct totals *t, uint64_t *dups) {
+static const char *check_segment(struct core *c, struct domain *d, struct segment *s, uint64_t *dups) {
         struct recount *n;
         uint32_t n_writing = 0, n_live = 0;
         const char *error = NULL;
 
         n = memory_realloc(&c->memory, NULL, 0, s->n_slots * sizeof(*n));
         if (!n)
-                return NULL; /* no memory to check with is no fault of the books */
+                return no_memory;
         memset(n, 0, s->n_slots * sizeof(*n));
         for (uint32_t i = pool_next(&c->blocks, 0); i != NIL; i = pool_next(&c->blocks, i + 1))
                 if (domain_at(c, block_client(c, block_at(c, i))->domain) == d)
@@ -172,7 +172,6 @@ static const char *check_segment(struct core *c, struct domain *d, struct segmen
                 else if (slot->state == SLOT_LIVE && !(error = check_ring(c, d, s->base + i, &ring)))
                         *dups += ring > 1;
         }
-        (void) t;
         memory_release(&c->memory, n, s->n_slots * sizeof(*n));
         if (error)
                 return error;
@@ -221,7 +220,7 @@ static void check_entry(void *userdata, struct index_entry e) {
                 x->error = "I4: the index names a page of another domain";
 }
 
-static const char *check_domain(struct core *c, struct domain *d, struct totals *t, uint64_t *dups) {
+static const char *check_domain(struct core *c, struct domain *d, uint64_t *dups) {
         struct entries x = { .c = c, .d = d };
         uint64_t registered = 0, given = 0, unshared = 0;
 
@@ -232,7 +231,7 @@ static const char *check_domain(struct core *c, struct domain *d, struct totals 
                 if (!s || s->base != u * SEGMENT_UNIT)
                         continue;
                 given += s->n_writing + s->n_live + s->n_dead;
-                error = check_segment(c, d, s, t, dups);
+                error = check_segment(c, d, s, dups);
                 if (error)
                         return error;
         }
@@ -266,10 +265,10 @@ const char *core_check(struct core *c) {
         }
         for (uint32_t i = pool_next(&c->domains, 0); i != NIL; i = pool_next(&c->domains, i + 1)) {
                 struct domain *d = domain_at(c, i);
-                const char *error = check_domain(c, d, &t, &dups);
+                const char *error = check_domain(c, d, &dups);
 
                 if (error)
-                        return error;
+                        return error == no_memory ? NULL : error;
                 for (uint32_t u = 0; u < d->n_units; u++)
                         for (uint32_t k = 0; d->units[u] && k < SEGMENT_UNIT; k++) {
                                 const struct slot *s = slot_at(d, u * SEGMENT_UNIT + k);

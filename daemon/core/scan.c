@@ -457,9 +457,17 @@ static void sweep_block(struct core *c, struct client *cl, uint32_t block) {
         struct block *b = block_at(c, block);
         uint64_t seen = b->look == cl->look ? b->seen : 0;
 
-        for (unsigned i = 0; i < BLOCK_PAGES; i++)
-                if (!(seen >> i & 1) && is_private(record_state(b->page[i])))
+        for (unsigned i = 0; i < BLOCK_PAGES; i++) {
+                enum page_state state = record_state(b->page[i]);
+
+                if (!(seen >> i & 1) && is_private(state))
                         page_set(c, block, i, record(PAGE_NONE, 0, 0));
+                /* An unmerge could not restore it: once more, now and then. */
+                if (is_in_file(state) && !(b->flags & BLOCK_RESTORE) && scan_is_unmerged(cl, (b->number << BLOCK_SHIFT) + i))
+                        b->flags |= BLOCK_RESTORE;
+        }
+        if (b->flags & BLOCK_RESTORE)
+                block_queue_apply(c, block);
         block_free_if_idle(c, block);
 }
 

@@ -1,0 +1,387 @@
+/* The core on a simulated machine (tests/sim/world.h), one behaviour a test; the books are recomputed after each. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "tests/sim/world.h"
+
+#define SECOND 1000000
+
+static struct world *start(uint32_t n_processes, uint64_t n_pages) {
+        struct world *w = world_new(1, NULL);
+        uint32_t d = world_domain(w, "a");
+
+        for (uint32_t i = 0; i < n_processes; i++)
+                world_process(w, d, 0, n_pages);
+        return w;
+}
+
+static void finish(struct world *w) {
+        assert_null(core_check(w->core));
+        for (uint32_t i = 0; i < w->n_processes; i++)
+                if (w->processes[i].is_alive)
+                        world_exit(w, i);
+        world_run(w, SECOND);
+        assert_null(core_check(w->core));
+        assert_int_equal(world_counters(w).tracked_pages, 0);
+        assert_int_equal(world_counters(w).domains, 0);
+        world_free(w);
+}
+
+static void fill(struct world *w, uint32_t process, uint64_t i, uint64_t n, uint32_t first) {
+        for (uint64_t k = 0; k < n; k++)
+                world_write(w, process, i + k, first + (uint32_t) k);
+}
+
+static void test_two_equal_pages(void **state) {
+        struct world *w = start(2, 64);
+        struct counters n;
+
+        world_write(w, 0, 3, 5);
+        world_write(w, 1, 9, 5);
+        world_run(w, 8 * SECOND); /* a short run waits two passes */
+        n = world_counters(w);
+        assert_int_equal(n.pages_shared, 1);
+        assert_int_equal(n.pages_sharing, 1);
+        assert_int_equal(n.pages_unshared, 0);
+        assert_int_equal(n.runs, 2);
+        assert_int_equal(n.vmas_used, 4);
+        finish(w);
+}
+
+/* Counts after merging N equal pages with cap M, for all small N and M. */
+static void test_max_page_sharing(void **state) {
+        for (unsigned m = 2; m <= 4; m++)
+                for (unsigned k = 2; k <= 11; k++) {
+                        struct world *w = start(k, 64);
+                        unsigned q = k / m, r = k % m;
+                        struct counters n;
+
+                        assert_int_equal(core_tunable_set(w->core, TUNABLE_max_page_sharing, m, w->now_usec), 0);
+                        for (uint32_t i = 0; i < k; i++)
+                                world_write(w, i, 3, 5);
+                        world_run(w, 30 * SECOND);
+                        n = world_counters(w);
+                        assert_int_equal(n.pages_shared, r < 2 ? q : q + 1);
+                        assert_int_equal(n.pages_sharing, r < 2 ? q * (m - 1) : k - q - 1);
+                        assert_int_equal(n.pages_unshared, r == 1);
+                        assert_int_equal(n.stable_node_chains, n.pages_shared > 1);
+                        assert_int_equal(n.stable_node_dups, n.pages_shared > 1 ? n.pages_shared : 0);
+                        finish(w);
+                }
+}
+
+static void test_zero_pages(void **state) {
+        struct world *w = start(1, 64);
+
+        fill(w, 0, 0, 4, 1);
+        for (unsigned i = 8; i < 24; i++)
+                world_write(w, 0, i, 0);
+        world_run(w, 6 * SECOND);
+        assert_int_equal(world_counters(w).ksm_zero_pages, 16);
+        assert_int_equal(world_counters(w).vmas_used, 0);
+        assert_int_equal(world_counters(w).tracked_pages, 4);
+        world_write(w, 0, 9, 77);
+        world_run(w, 2 * SECOND);
+        assert_int_equal(world_counters(w).ksm_zero_pages, 15);
+        finish(w);
+}
+
+static void test_copy_on_write(void **state) {
+        struct world *w = start(2, 64);
+
+        fill(w, 0, 0, 64, 1);
+        fill(w, 1, 0, 64, 1);
+        world_run(w, 6 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, 64);
+        fill(w, 1, 0, 8, 1000);
+        world_run(w, 2 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, 56);
+        assert_int_equal(world_counters(w).unshares, 8);
+        assert_int_equal(world_counters(w).vmas_used, 4); /* a page copied on write stays in the mapping */
+        /* With less than a quarter live the run is restored, and what is equal still merges again. */
+        fill(w, 1, 8, 42, 2000);
+        world_run(w, 2 * SECOND);
+        assert_int_equal(w->processes[1].pages[0].kind, KIND_ANON);
+        world_run(w, 20 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, 14);
+        finish(w);
+}
+
+static void test_pinned_backs_off(void **state) {
+        struct world *w = start(2, 64);
+        uint64_t applies;
+
+        fill(w, 0, 0, 64, 1);
+        fill(w, 1, 0, 64, 1);
+        for (unsigned i = 0; i < 64; i++)
+                w->processes[1].pages[i].is_pinned = true;
+        world_run(w, 200 * SECOND);
+        applies = w->n_applies;
+        assert_in_range(world_counters(w).failed_pinned_or_forked, 64, 64 * 9);
+        assert_true(applies <= 12);
+        for (unsigned i = 0; i < 64; i++)
+                w->processes[1].pages[i].is_pinned = false;
+        world_run(w, 140 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, 64);
+        finish(w);
+}
+
+static void test_merge_now(void **state) {
+        struct world *w = start(2, 256);
+        uint64_t begin;
+
+        fill(w, 0, 0, 200, 1);
+        world_run(w, 5 * SECOND);
+        fill(w, 1, 3, 100, 1);
+        fill(w, 1, 150, 3, 150); /* a short run: merged at once all the same */
+        begin = w->now_usec;
+        assert_int_equal(core_merge_now(w->core, w->processes[1].client, 0, 256, 42, w->now_usec), 0);
+        while (w->n_events == 0 && w->now_usec < begin + SECOND)
+                world_run(w, 1000);
+        assert_int_equal(w->last_event.cookie, 42);
+        assert_int_equal(w->last_event.error, 0);
+        assert_int_equal(w->last_event.pages, 103);
+        assert_true(w->now_usec - begin < 30000);
+        assert_int_equal(world_merged(w, 1), 103);
+        assert_int_equal(core_merge_now(w->core, w->processes[1].client, 4000, 1, 43, w->now_usec), -ENOENT);
+        finish(w);
+}
+
+static void test_unmerge_range(void **state) {
+        struct world *w = start(2, 256);
+
+        fill(w, 0, 0, 256, 1);
+        fill(w, 1, 0, 256, 1);
+        world_run(w, 6 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, 256);
+        assert_int_equal(core_unmerge(w->core, w->processes[1].client, 32, 100, 7, w->now_usec), 0);
+        world_run(w, 1000);
+        assert_int_equal(w->n_events, 1);
+        assert_int_equal(w->last_event.pages, 100);
+        assert_int_equal(w->last_event.left, 0);
+        world_run(w, 20 * SECOND);
+        assert_int_equal(world_merged(w, 1), 156); /* and stays so */
+        assert_int_equal(core_range_add(w->core, w->processes[1].client, 0, 256), 0);
+        world_run(w, 30 * SECOND);
+        assert_int_equal(world_merged(w, 1), 256);
+        finish(w);
+}
+
+static void test_run_2_empties_the_store(void **state) {
+        struct world *w = start(3, 1024);
+
+        for (uint32_t i = 0; i < 3; i++)
+                fill(w, i, 0, 1024, 1);
+        world_run(w, 8 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, 2048);
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_run, 2, w->now_usec), 0);
+        world_run(w, SECOND);
+        assert_int_equal(world_counters(w).pages_shared, 0);
+        assert_int_equal(world_counters(w).segments, 0);
+        assert_int_equal(world_merged(w, 0) + world_merged(w, 1) + world_merged(w, 2), 0);
+        world_run(w, 20 * SECOND);
+        assert_int_equal(world_counters(w).pages_shared, 0);
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_run, 1, w->now_usec), 0);
+        world_run(w, 20 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, 2048);
+        finish(w);
+}
+
+static void test_domains_do_not_share(void **state) {
+        struct world *w = start(1, 64);
+        uint32_t other = world_domain(w, "b");
+
+        world_process(w, other, 0, 64);
+        fill(w, 0, 0, 64, 1);
+        fill(w, 1, 0, 64, 1);
+        world_run(w, 8 * SECOND);
+        assert_int_equal(world_counters(w).pages_shared, 0);
+        assert_int_equal(world_counters(w).domains, 2);
+        finish(w);
+}
+
+/* 32 TiB with one page: one scan, one block. */
+static void test_sparse_range(void **state) {
+        struct core_client_config config = {};
+        struct core_run run = { .page = UINT64_C(1) << 32, .n_pages = 1, .categories = CORE_WRITTEN };
+        struct core_scan scan;
+        uint32_t domain, client;
+        struct core *c;
+        struct counters before, after;
+        uint64_t next;
+        unsigned windows = 0;
+
+        assert_int_equal(core_new(NULL, 1, &c), 0);
+        assert_int_equal(core_domain(c, "a", 1, &domain), 0);
+        assert_int_equal(core_client_add(c, domain, &config, &client), 0);
+        core_counters(c, &before);
+        assert_int_equal(core_range_add(c, client, 0, UINT64_C(1) << 33), 0);
+        for (uint64_t now = 1000000; now < 20000000; now = next ? next : now + 1)
+                while (core_next_scan(c, now, &scan, &next)) {
+                        bool is_here = scan.page <= run.page && run.page < scan.page + scan.n_pages;
+
+                        windows++;
+                        core_scan_done(c, scan.op, now, &run, is_here && windows < 100, scan.page + scan.n_pages, 0);
+                }
+        core_counters(c, &after);
+        assert_int_equal(after.tracked_pages, 1);
+        assert_true(after.metadata_bytes - before.metadata_bytes < 64 * 1024);
+        assert_true(windows < 100); /* windows grow where there is nothing */
+        assert_int_equal(core_range_remove(c, client, 0, UINT64_C(1) << 33), 0);
+        (void) core_tick(c, 20000000);
+        core_counters(c, &after);
+        assert_int_equal(after.tracked_pages, 0);
+        assert_null(core_check(c));
+        core_free(c);
+}
+
+/* Ops answered after their client is gone, with results that would have changed much. */
+static void test_answers_after_exit(void **state) {
+        struct world *w = start(2, 64);
+
+        fill(w, 0, 0, 64, 1);
+        fill(w, 1, 0, 64, 1);
+        for (unsigned t = 0; t < 20000 && world_counters(w).pages_shared == 0; t++) {
+                for (unsigned n = 0; n < 8; n++)
+                        world_step(w);
+                w->now_usec += 10000;
+        }
+        assert_true(w->n_ops > 0 || world_counters(w).pages_shared > 0);
+        world_exit(w, 0);
+        world_exit(w, 1);
+        (void) core_tick(w->core, w->now_usec);
+        core_scan_done(w->core, 12345, w->now_usec, NULL, 0, 0, 0);
+        core_apply_done(w->core, UINT64_MAX, w->now_usec, NULL, -EIO);
+        finish(w);
+}
+
+/* Shared bytes of a domain stay within a share of what it registered. */
+static void test_segment_bound(void **state) {
+        struct world *w = start(2, 1024);
+
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_segment_share_permille, 100, w->now_usec), 0);
+        fill(w, 0, 0, 1024, 1);
+        fill(w, 1, 0, 1024, 1);
+        world_run(w, 20 * SECOND);
+        assert_in_range(world_counters(w).pages_shared, 128, 204); /* a tenth of what is registered */
+        assert_true(world_counters(w).failed_budget > 0);
+        finish(w);
+}
+
+static void test_vma_limit_of_the_kernel(void **state) {
+        struct world *w = start(2, 1024);
+
+        w->processes[1].vmas_max = 6;
+        for (unsigned i = 0; i < 1024; i += 32) {
+                fill(w, 0, i, 16, 1 + i);
+                fill(w, 1, i, 16, 1 + i);
+        }
+        world_run(w, 60 * SECOND);
+        assert_true(world_vmas(w, 1) <= 6);
+        assert_true(world_counters(w).failed_budget > 0);
+        assert_true(w->n_applies < 400); /* left alone for a while each time */
+        finish(w);
+}
+
+static void test_tunables(void **state) {
+        struct world *w = start(1, 64);
+
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_run, 3, w->now_usec), -EINVAL);
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_max_page_sharing, 1, w->now_usec), -EINVAL);
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_run, 0, w->now_usec), 0);
+        fill(w, 0, 0, 64, 1);
+        world_run(w, 5 * SECOND);
+        assert_int_equal(w->n_scans, 0);
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_run, 1, w->now_usec), 0);
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_pages_to_scan, 10, w->now_usec), 0);
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_sleep_millisecs, 1000, w->now_usec), 0);
+        world_run(w, 4 * SECOND + SECOND / 2);
+        assert_in_range(world_counters(w).pages_scanned, 10, 50);
+        finish(w);
+}
+
+/* -- no memory: every allocation of a busy history fails once ----------------------------------------------------------- */
+
+struct failing {
+        unsigned count, fail_at;
+};
+
+static void *failing_realloc(void *userdata, void *p, size_t size) {
+        struct failing *f = userdata;
+
+        return ++f->count == f->fail_at ? NULL : realloc(p, size);
+}
+static void failing_free(void *userdata, void *p) {
+        free(p);
+}
+
+/* True: the failing allocation was reached. */
+static bool run_with_failure(unsigned at) {
+        struct failing f = { .fail_at = at };
+        struct core_allocator a = { failing_realloc, failing_free, &f };
+        struct world *w = world_new(1, &a);
+        uint32_t d;
+
+        if (!w)
+                return true;
+        (void) core_tunable_set(w->core, TUNABLE_max_page_sharing, 2, w->now_usec);
+        d = world_domain(w, "a");
+        for (uint32_t i = 0; i < 5; i++)
+                if (world_process(w, d, 0, 256) == i)
+                        fill(w, i, 0, 200, 1);
+        world_run(w, 6 * SECOND);
+        assert_null(core_check(w->core));
+        if (w->n_processes > 1) {
+                (void) core_merge_now(w->core, w->processes[1].client, 0, 256, 1, w->now_usec);
+                world_run(w, SECOND);
+                (void) core_unmerge(w->core, w->processes[1].client, 10, 20, 2, w->now_usec);
+                fill(w, 0, 0, 100, 500);
+                world_run(w, 4 * SECOND);
+                assert_null(core_check(w->core));
+        }
+        f.fail_at = 0;
+        world_run(w, 140 * SECOND);
+        if (w->n_processes == 5)
+                assert_true(world_counters(w).pages_sharing >= 200);
+        finish(w);
+        return f.count >= at;
+}
+
+static void test_allocation_failure(void **state) {
+        unsigned n = 1;
+
+        while (run_with_failure(n))
+                n++;
+        print_message("%u allocations failed in turn\n", n - 1);
+        assert_true(n > 50);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_two_equal_pages),
+                cmocka_unit_test(test_max_page_sharing),
+                cmocka_unit_test(test_zero_pages),
+                cmocka_unit_test(test_copy_on_write),
+                cmocka_unit_test(test_pinned_backs_off),
+                cmocka_unit_test(test_merge_now),
+                cmocka_unit_test(test_unmerge_range),
+                cmocka_unit_test(test_run_2_empties_the_store),
+                cmocka_unit_test(test_domains_do_not_share),
+                cmocka_unit_test(test_sparse_range),
+                cmocka_unit_test(test_answers_after_exit),
+                cmocka_unit_test(test_segment_bound),
+                cmocka_unit_test(test_vma_limit_of_the_kernel),
+                cmocka_unit_test(test_tunables),
+                cmocka_unit_test(test_allocation_failure),
+        };
+
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
