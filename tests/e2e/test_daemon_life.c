@@ -1,6 +1,7 @@
 /* The daemon's life: exit statuses, signals, its socket file, the service manager's protocols, private mode. */
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -20,6 +21,8 @@
 #include "common/tunables.h"
 #include "daemon/config.h"
 #include "tests/support/daemon_process.h"
+
+#define NOBODY 65534
 
 static char *config_path;
 
@@ -54,6 +57,27 @@ static void test_exit_statuses(void **state) {
         assert_int_equal(daemon_run(&d, (const char *const[]){ "--help", NULL }), EXIT_STATUS_OK);
         assert_true(daemon_log_lines(&d, "max_page_sharing") > 0);
         daemon_stop(&d);
+}
+
+/* As a user who may not open /dev/userfaultfd: what is missing is named, with its remedy. */
+static void test_missing_feature(void **state) {
+        struct stat st;
+        if (getuid() != 0 || stat("/dev/userfaultfd", &st) < 0 || (st.st_mode & 0006))
+                skip();
+        pid_t pid = fork();
+        assert_true(pid >= 0);
+        if (pid == 0) {
+                if (setgroups(0, NULL) < 0 || setgid(NOBODY) < 0 || setuid(NOBODY) < 0)
+                        _exit(2);
+                struct daemon_process d = { 0 };
+                int status = daemon_run(&d, NULL);
+                unsigned lines = daemon_log_lines(&d, "userksmd cannot run here: /dev/userfaultfd");
+                daemon_stop(&d);
+                _exit(status == EXIT_STATUS_UNAVAILABLE && lines == 1 ? 0 : 1);
+        }
+        int status;
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        assert_int_equal(status, 0);
 }
 
 /* One's own socket file goes at the end; a stale one is replaced; a living daemon's is not touched. */
@@ -203,7 +227,7 @@ static int teardown(void **state) {
 
 int main(int argc, char **argv) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_exit_statuses), cmocka_unit_test(test_socket_file),
+                cmocka_unit_test(test_exit_statuses), cmocka_unit_test(test_missing_feature), cmocka_unit_test(test_socket_file),
                 cmocka_unit_test(test_reload),        cmocka_unit_test(test_notifications),
                 cmocka_unit_test(test_socket_activation), cmocka_unit_test(test_private),
         };

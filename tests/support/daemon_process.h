@@ -13,7 +13,7 @@
 #define TEST_BOUND_MSEC 30000
 
 /* A sanitizer's own system calls are not the daemon's. */
-#ifdef __SANITIZE_ADDRESS__
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define DAEMON_SANDBOX "--sandbox=no"
 #else
 #define DAEMON_SANDBOX "--sandbox=yes"
