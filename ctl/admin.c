@@ -230,6 +230,11 @@ int admin_explain(const struct ctl *ctl, const struct admin *a, int error, const
         case ESRCH:
                 complain("%s: no such process is connected to the daemon ('ksmctl status' lists them)", doing);
                 return STATUS_NO_PROCESS;
+        case EOPNOTSUPP:
+                complain("%s: the process changes its mappings by system calls without libc and is left alone; what is merged "
+                         "there stays exact",
+                         doing);
+                return STATUS_FAILED;
         case ENOMEM:
                 complain("%s: not enough memory, or no room under a limit; what was not done is as it was", doing);
                 return STATUS_FAILED;

@@ -29,8 +29,9 @@ const struct verb verb_unmerge = {
         .summary = "restore private copies of all merged pages",
         .help = "Gives every merged page of the process a private copy again and takes its memory out of merging, until the\n"
                 "process registers it anew. Returns when done and prints how many pages were restored; exit status 1 when\n"
-                "some could not be. 'all' does it for every process and stops merging, as 'ksmctl set run=2' does;\n"
-                "'ksmctl set run=1' starts it again.\n"
+                "some could not be. 'all' does it for every process that is connected now; processes that come later are\n"
+                "merged. To unmerge everything and stay stopped: 'ksmctl set run=2', and run=1 to start again. A process in\n"
+                "state raw is not touched, not even to restore.\n"
                 "\n"
                 "Needs as much free memory as was saved: 'ksmctl status' shows how much that is. Only root and the\n"
                 "daemon's own user may do this.\n"

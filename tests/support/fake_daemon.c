@@ -1,7 +1,7 @@
 /* A daemon of canned answers for tests of ksmctl: fake_daemon SOCKET MODE. Listens, prints "ready", serves one connection
  * after the other until it is killed. Modes:
- *   normal   200 clients (three replies), all counters, tunables that remember what is set; pid 77 is unknown, pid 78
- *            restores only in part
+ *   normal   200 clients (three replies), all counters, tunables that remember what is set; pid 76 is raw,
+ *            77 unknown, 78 restores only in part
  *   denied   every change is answered with EPERM
  *   refuse   REFUSED instead of WELCOME
  *   version  WELCOME of another protocol version
@@ -107,8 +107,8 @@ static void send_tunables(int fd) {
 static void change(int fd, uint32_t pid) {
         if (is_mode("denied"))
                 send_done(fd, EPERM, 0, 0);
-        else if (pid == 77)
-                send_done(fd, ESRCH, 0, 0);
+        else if (pid == 76 || pid == 77)
+                send_done(fd, pid == 76 ? EOPNOTSUPP : ESRCH, 0, 0);
         else
                 send_done(fd, 0, 512, pid == 78 ? 3 : 0);
 }

@@ -109,6 +109,7 @@ class Test(unittest.TestCase):
             self.expect(d.ctl("unmerge", "all"), 0, stdout="restored 512 pages (2.00 MiB)")
             self.expect(d.ctl("unmerge", "78"), 1, "3 pages (12.0 KiB) are still merged", "restored 512")
             self.expect(d.ctl("merge", "77"), 67, "no such process is connected")
+            self.expect(d.ctl("unmerge", "76"), 1, "without libc and is left alone")
             for bad in "0", "-1", "x", "1x", "", "4294967297":
                 self.expect(d.ctl("merge", "--", bad), 64, "neither a process id nor 'all'")
             self.expect(d.ctl("merge"), 64, "usage")
