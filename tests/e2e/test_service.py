@@ -1,11 +1,16 @@
 #!/usr/bin/env python3
 """userksmd as its unit runs it, under a small supervisor in place of systemd: socket passing (LISTEN_FDS), READY=1,
-WATCHDOG=1 in time, RELOADING=1, STOPPING=1, and a loop that hangs stops the watchdog's messages."""
+WATCHDOG=1 in time, RELOADING=1, STOPPING=1, and a loop that hangs stops the watchdog's messages.
+Then that it merges as a user without any capability."""
+import json
 import os
 import select
+import shutil
 import signal
 import socket
+import stat
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -13,6 +18,7 @@ from harness import BUILD, run, until
 
 WATCHDOG_USEC = 1_000_000
 EXEC_FAILED = 125
+NOBODY = 65534
 
 
 class Supervisor:
@@ -150,4 +156,53 @@ def wrong_socket_is_refused():
         assert "SEQPACKET" in s.said(), f"it did not say why: {s.said()}"
 
 
-run(life_of_a_service, hung_loop_is_noticed, wrong_socket_is_refused)
+HOLDER = r"""
+import os, random, sys
+data = random.Random(1).randbytes(8 << 20)
+os.write(1, b"loaded\n")
+sys.stdin.read()
+"""
+
+
+def needs_no_privilege():
+    """As the unit has it: a user of its own, no capability, /dev/userfaultfd by its mode. In a mount namespace, so that the
+    machine's own device keeps the mode that it has."""
+    if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("setpriv"):
+        print("# needs root, unshare and setpriv: not tried")
+        return
+    with tempfile.TemporaryDirectory(prefix="userksm-test-") as directory:
+        os.chmod(directory, 0o777)
+        shutil.copy(BUILD / "daemon/userksmd", directory)  # the build may be in a place that others cannot enter
+        device, path = directory + "/device", directory + "/sock"
+        os.mknod(device, 0o600 | stat.S_IFCHR, os.stat("/dev/userfaultfd").st_rdev)
+        os.chmod(device, 0o660)
+        os.chown(device, 0, NOBODY)
+        command = (f"mount --bind {device} /dev/userfaultfd && exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups "
+                   f"--inh-caps=-all --bounding-set=-all --no-new-privs {directory}/userksmd --socket {path}")
+        with open(directory + "/log", "wb") as log:
+            daemon = subprocess.Popen(["unshare", "--mount", "sh", "-c", command], stderr=log, stdin=subprocess.DEVNULL)
+        holders = []
+        try:
+            until(lambda: daemon.poll() is not None or ctl(path, "stats").returncode == 0, 20, "the daemon answers")
+            assert daemon.poll() is None, open(directory + "/log").read()
+            status = dict(line.split(":", 1) for line in open(f"/proc/{daemon.pid}/status"))
+            assert int(status["CapEff"], 16) == 0 and status["Uid"].split()[1] == str(NOBODY), status
+            for _ in range(2):
+                holders.append(subprocess.Popen([BUILD / "ctl/ksmctl", "--socket", path, "run", "-q", sys.executable, "-c", HOLDER],
+                                                stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+                assert holders[-1].stdout.readline() == b"loaded\n"
+
+            def merged():
+                ctl(path, "merge", "all")
+                processes = json.loads(ctl(path, "status", "--json").stdout)["processes"]
+                return len(processes) == 2 and all(p["merged_bytes"] >= 8 << 20 for p in processes)
+            until(merged, 60, "both hold their 8 MiB merged")
+        finally:
+            for h in holders:
+                h.communicate()
+                assert h.returncode == 0, h.returncode
+            daemon.terminate()
+            daemon.wait(20)
+
+
+run(life_of_a_service, hung_loop_is_noticed, wrong_socket_is_refused, needs_no_privilege)
