@@ -58,7 +58,7 @@ static uint64_t next_usec(const struct agent *a, uint64_t now) {
                 next = MIN(next, a->discover_at_usec);
         if (a->hurry)
                 next = MIN(next, now + POLL_HURRY_USEC);
-        if (mailbox_bell_fd() < 0)
+        if (mailbox_bell_fd() < 0 && a->link_fd >= 0)
                 next = MIN(next, now + MAILBOX_POLL_USEC);
         return next;
 }
@@ -76,7 +76,10 @@ static void loop(struct agent *a) {
                 uint64_t now = now_usec(), next = next_usec(a, now);
                 uint64_t wait_usec = forking ? POLL_FORK_USEC : next > now ? next - now : 0;
                 const struct timespec ts = { (time_t) (wait_usec / 1000000), (long) (wait_usec % 1000000 * 1000) };
-                (void) sys_call(SYS_ppoll, (long) fds, ARRAY_SIZE(fds), (long) &ts, 0, 0, 0);
+                if (a->contexts_open || a->link_fd >= 0)
+                        (void) sys_call(SYS_ppoll, (long) fds, ARRAY_SIZE(fds), (long) &ts, 0, 0, 0);
+                else
+                        mailbox_sleep(wait_usec);
                 agent_drain(a);
                 if (fds[0].revents)
                         mailbox_answer_bell();
@@ -85,6 +88,8 @@ static void loop(struct agent *a) {
                         work(a);
                         control_leave(c);
                 }
+                while (a->retired)
+                        mailbox_refuse();
         }
 }
 
@@ -128,11 +133,12 @@ void *agent_main(void *userdata) {
                 r = open_self(a);
         if (r == 0)
                 r = open_memory(a);
+        if (r == 0)
+                r = watch_start(&a->watch);
         if (r < 0) {
                 control_set_state(c, AGENT_FAILED);
                 return NULL;
         }
-        (void) mailbox_open(); /* without the bell: polling */
         control_set_state(c, AGENT_RUNNING);
         loop(a);
         return NULL;

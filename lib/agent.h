@@ -48,6 +48,9 @@ int agent_release(uint64_t start, uint64_t length);
 /* Merge-any off for the whole process (prctl(PR_SET_MEMORY_MERGE, 0)): restore and unregister what discovery found. */
 int agent_merge_any_stop(void);
 bool agent_merge_any(void);
+/* Restores everything and never makes a system call again: before a seccomp filter for all threads (SECCOMP_FILTER_FLAG_TSYNC),
+ * which could end the program for what the agent does. 0, or -errno with everything as before. */
+int agent_retire(void);
 /* No transitions at all while set (mlockall). */
 void agent_suspend(bool suspended);
 

@@ -99,6 +99,10 @@ int agent_merge_any_stop(void) {
         return r == -ENOTCONN ? 0 : r;
 }
 
+int agent_retire(void) {
+        return call_if_merged(REQUEST_RETIRE, 0, 0);
+}
+
 void agent_suspend(bool suspended) {
         (void) ask(REQUEST_SUSPEND, suspended, 0);
 }

@@ -15,6 +15,7 @@ int agent_track(struct agent *a, uint64_t start, uint64_t end);
 /* Opens the four contexts and scratch on first use, then puts every range under tracking and every inherited merged run
  * under `shared`. device_fd is the caller's. 0 or -errno. */
 int agent_open_contexts(struct agent *a, int device_fd);
+void agent_close_contexts(struct agent *a); /* what is merged stays merged, unheard */
 
 /* registry.c: requests on ranges */
 int registry_register(struct agent *a, uint64_t start, uint64_t end, bool strict);

@@ -9,7 +9,7 @@
 #define AGENT_STACK_BYTES (512U << 10)
 #define SOCKET_DEFAULT "/run/userksm/userksm.sock"
 
-enum agent_state { AGENT_NONE, AGENT_STARTING, AGENT_RUNNING, AGENT_FAILED };
+enum agent_state { AGENT_NONE, AGENT_STARTING, AGENT_RUNNING, AGENT_RETIRED, AGENT_FAILED };
 
 struct agent_control {
         _Atomic uint32_t state; /* enum agent_state; futex word */

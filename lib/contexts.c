@@ -41,7 +41,9 @@ static int open_scratch(struct agent *a) {
         return context_register(&a->spare, start, start + BLOCK_BYTES, UFFDIO_REGISTER_MODE_MISSING);
 }
 
-static void close_contexts(struct agent *a) {
+void agent_close_contexts(struct agent *a) {
+        a->contexts_open = false;
+        mailbox_close();
         context_close(&a->track);
         context_close(&a->shared);
         context_close(&a->guard);
@@ -67,13 +69,14 @@ int agent_open_contexts(struct agent *a, int device_fd) {
         if (r == 0)
                 r = open_scratch(a);
         if (r == 0)
-                r = map_lock_init();
+                r = mailbox_open(device_fd);
         if (r == 0)
-                r = watch_start(&a->watch, &a->spare, (uint64_t) a->scratch);
+                r = map_lock_init();
         if (r < 0) {
-                close_contexts(a);
+                agent_close_contexts(a);
                 return r;
         }
+        watch_aim(&a->watch, &a->spare, (uint64_t) a->scratch);
         a->contexts_open = true;
         if (share_again(a) < 0)
                 a->raw = true; /* discards there would not be heard: nothing more is merged */

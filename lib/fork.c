@@ -133,7 +133,7 @@ static void start_anew(bool libc_knows) {
         atomic_store(&c->gate, 0);
         if (c->alive)
                 atomic_store(c->alive, 1);
-        if (atomic_load(&c->state) == AGENT_NONE)
+        if (atomic_load(&c->state) == AGENT_NONE || atomic_load(&c->state) == AGENT_RETIRED)
                 return;
         fork_child_zeros();
         agent_reset_in_child(libc_knows);

@@ -111,7 +111,7 @@ static uint64_t copy_and_replace(struct transition *t, unsigned at, unsigned n, 
         if (look_at(a->pagemap_fd, t->base, BLOCK_PAGES, &look) < 0)
                 return 0;
         /* Plain memory, not own_alloc: it becomes the program's. */
-        long staging = sys_mmap(0, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        long staging = sys_mmap(own_hint(length), length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (sys_is_error(staging)) {
                 transition_set(t, bits, APPLY_BUDGET);
                 return 0;
@@ -206,7 +206,7 @@ void freeze_restore(struct transition *t, uint64_t asked) {
 }
 
 static bool copy_plain(struct agent *a, uint64_t start, uint64_t length, const struct vma *v) {
-        long copy = sys_mmap(0, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        long copy = sys_mmap(own_hint(length), length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (sys_is_error(copy))
                 return false;
         if (sys_pread(a->mem_fd, (void *) copy, length, start) == (long) length &&

@@ -10,7 +10,8 @@
 enum request_state { FREE, FILLING, POSTED, TAKEN, PARKED, DONE, ABANDONED };
 
 static struct request requests[REQUESTS];
-static _Atomic uint32_t freed; /* futex word: a slot became free */
+static _Atomic uint32_t freed;  /* futex word: a slot became free */
+static _Atomic uint32_t posted; /* futex word: counts requests; mailbox_sleep waits on it */
 static struct context bell = { -1 };
 static _Atomic uintptr_t bell_page;
 
@@ -41,6 +42,8 @@ int mailbox_call(struct request *io, uint64_t timeout_usec) {
         r->length = io->length;
         r->saved_bytes = 0;
         atomic_store(&r->state, POSTED);
+        atomic_fetch_add(&posted, 1);
+        (void) sys_futex_wake(&posted, 1);
         volatile const char *page = (volatile const char *) atomic_load(&bell_page);
         if (page)
                 (void) *page;
@@ -73,26 +76,34 @@ int mailbox_call(struct request *io, uint64_t timeout_usec) {
         return result;
 }
 
-int mailbox_open(void) {
-        void *page = own_alloc(KSM_PAGE_SIZE);
+int mailbox_open(int device_fd) {
+        uint64_t page = (uint64_t) own_alloc(KSM_PAGE_SIZE);
         if (!page)
                 return -ENOMEM;
-        long fd = sys_call(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY, 0, 0, 0, 0, 0);
-        struct uffdio_api api = { .api = UFFD_API };
-        struct uffdio_register reg = { .range = { (uint64_t) page, KSM_PAGE_SIZE },
-                                       .mode = UFFDIO_REGISTER_MODE_MISSING };
-        long r = fd < 0 ? fd : sys_ioctl((int) fd, UFFDIO_API, &api);
+        int r = context_open(&bell, device_fd, 0);
         if (r == 0)
-                r = sys_ioctl((int) fd, UFFDIO_REGISTER, &reg);
+                r = context_register(&bell, page, page + KSM_PAGE_SIZE, UFFDIO_REGISTER_MODE_MISSING);
         if (r < 0) {
-                if (fd >= 0)
-                        sys_close((int) fd);
-                own_free(page, KSM_PAGE_SIZE);
-                return (int) r;
+                context_close(&bell);
+                own_free((void *) page, KSM_PAGE_SIZE);
+                return r;
         }
-        bell.fd = (int) fd;
-        atomic_store(&bell_page, (uintptr_t) page);
+        atomic_store(&bell_page, page);
         return 0;
+}
+
+void mailbox_close(void) {
+        /* The page stays: somebody may be about to read it. Without its context it is plain memory. */
+        context_close(&bell);
+}
+
+void mailbox_sleep(uint64_t usec) {
+        uint32_t seen = atomic_load(&posted);
+        for (unsigned i = 0; i < REQUESTS; i++)
+                if (atomic_load(&requests[i].state) == POSTED)
+                        return;
+        const struct timespec ts = { (time_t) (usec / 1000000), (long) (usec % 1000000 * 1000) };
+        (void) sys_futex_wait(&posted, seen, &ts);
 }
 
 int mailbox_bell_fd(void) {
@@ -107,6 +118,13 @@ void mailbox_answer_bell(void) {
         context_wake(&bell, page, page + KSM_PAGE_SIZE);
         /* Armed again before the mailbox is looked at: who rings from here on is heard, who rang before is seen. */
         (void) sys_madvise(page, KSM_PAGE_SIZE, MADV_DONTNEED);
+}
+
+void mailbox_refuse(void) {
+        uint32_t seen = atomic_load(&posted);
+        for (struct request *r; (r = mailbox_next());)
+                mailbox_finish(r, -ENOTCONN);
+        (void) sys_futex_wait(&posted, seen, NULL);
 }
 
 struct request *mailbox_next(void) {

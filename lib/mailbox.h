@@ -2,8 +2,9 @@
  *
  * The agent sleeps in poll on fds of its own table, which program threads cannot reach. So they ring a bell: they read a
  * byte of a page that a userfaultfd of the agent watches in MISSING mode; the fault is the wake-up, the agent answers it
- * with a zero page and takes the page away again before it looks at the mailbox. (User-mode faults only: that
- * userfaultfd needs no privilege.) Without a userfaultfd the agent looks every MAILBOX_POLL_USEC.
+ * with a zero page and takes the page away again before it looks at the mailbox. Until a daemon has passed the device for it
+ * there is no bell (and no userfaultfd(2) either, which a seccomp filter may answer by killing): an agent without any
+ * fd sleeps on a futex; during the handshake it looks every MAILBOX_POLL_USEC.
  *
  * Request slots are in static memory, which is never merged: the agent must not touch the program's pages. */
 #pragma once
@@ -33,6 +34,7 @@ enum request_kind {
         REQUEST_SUSPEND,   /* start: 1 on, 0 off */
         REQUEST_UNSHARE,   /* a forked child without a daemon: plain copies of all merged pages */
         REQUEST_NOTES,     /* read the notes: done before any request */
+        REQUEST_RETIRE,    /* restore everything and make no system call any more */
         REQUEST_FORK,      /* prepare: removed pages get their zeros */
 };
 
@@ -54,7 +56,10 @@ int mailbox_call(struct request *io, uint64_t timeout_usec);
 
 /* -- the agent -- */
 
-int mailbox_open(void);                      /* the bell; in a forked child again. 0 or -errno (then polling) */
+int mailbox_open(int device_fd);             /* the bell; in a forked child again. 0 or -errno (then polling) */
+void mailbox_close(void);
+void mailbox_refuse(void);                   /* a retired agent: sleeps, answers requests with -ENOTCONN; futex only */
+void mailbox_sleep(uint64_t usec);           /* without bell: until a request is posted, at most so long */
 int mailbox_bell_fd(void);                   /* -1 when polling */
 void mailbox_answer_bell(void);              /* after poll said that the bell rang */
 struct request *mailbox_next(void);          /* a posted request, now taken; NULL when none */

@@ -33,6 +33,22 @@ void agent_consume_notes(struct agent *a) {
         }
 }
 
+/* For a program that is about to put a seccomp filter on all its threads: from then on a system call of ours could end it. What
+ * cannot be restored (copied on write, perhaps pinned) stays, as private memory of a file mapping. */
+static int retire(struct agent *a) {
+        a->merge_any = false;
+        int r = transition_restore_range(a, 0, UINT64_MAX & ~(KSM_PAGE_SIZE - 1));
+        if (r < 0)
+                return r;
+        link_close(a);
+        watch_retire(&a->watch);
+        agent_close_contexts(a);
+        book_forget(0, UINT64_MAX);
+        a->retired = true;
+        control_set_state(agent_control(), AGENT_RETIRED);
+        return 0;
+}
+
 static int serve(struct agent *a, struct request *r) {
         uint64_t end = r->start + r->length;
         switch (r->kind) {
@@ -74,6 +90,8 @@ static int serve(struct agent *a, struct request *r) {
                 return 0;
         case REQUEST_NOTES:
                 return 0;
+        case REQUEST_RETIRE:
+                return retire(a);
         case REQUEST_FORK:
                 events_prepare_fork(a);
                 return 0;

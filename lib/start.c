@@ -97,6 +97,8 @@ static pthread_once_t atfork_once = PTHREAD_ONCE_INIT;
 
 int agent_start(const char *socket_path, unsigned flags) {
         uint32_t expected = AGENT_NONE;
+        if (atomic_load(&control.state) == AGENT_RETIRED)
+                return -EAGAIN;
         if (!fork_same_process(&control))
                 agent_fork_child();
         if (!atomic_compare_exchange_strong(&control.state, &expected, AGENT_STARTING)) {

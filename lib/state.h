@@ -61,6 +61,7 @@ struct agent {
         uint64_t exits_before_read; /* of brackets, before events were read: see note_discard */
         bool special_known; /* smaps was read, and the shim tells every change of attributes since */
         bool raw;       /* the program changes mappings without libc: no transition from now on */
+        bool retired;   /* no system call any more */
         bool suspended; /* mlockall */
         bool retrack;   /* a range could not be put back under tracking: do it again soon */
         uint32_t delay_usec; /* tests: random sleep at every step, at most this */

@@ -2,6 +2,8 @@
 
 #include <stdatomic.h>
 
+#include "common/cleanup.h"
+
 uint64_t now_usec(void) {
         struct timespec ts;
         clock_gettime(CLOCK_MONOTONIC, &ts);
@@ -39,8 +41,23 @@ bool own_holds(uint64_t address) {
         return false;
 }
 
+/* Far from where the program maps: our allocations come at times that differ from run to run, and among its own they would
+ * move its memory, so that equal processes would hold unequal pointers. A hint only; random, as the kernel's choice is. */
+#define HINT_BASE 0x100000000000ULL
+#define HINT_RANDOM_MASK 0x0fffffe00000ULL
+
+uint64_t own_hint(size_t length) {
+        static _Atomic uint64_t next;
+        uint64_t hint = atomic_load(&next), random = 0;
+        if (!hint) {
+                (void) sys_call(SYS_getrandom, (long) &random, sizeof(random), 0, 0, 0, 0);
+                atomic_compare_exchange_strong(&next, &hint, HINT_BASE + (random & HINT_RANDOM_MASK));
+        }
+        return atomic_fetch_add(&next, length + KSM_PAGE_SIZE) & ~(KSM_PAGE_SIZE - 1);
+}
+
 void *own_alloc(size_t length) {
-        long p = sys_mmap(0, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        long p = sys_mmap(own_hint(length), length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (sys_is_error(p))
                 return NULL;
         if (sys_madvise((uint64_t) p, length, MADV_DONTDUMP) < 0 ||

@@ -90,5 +90,7 @@ uint64_t thread_cpu_usec(void); /* CPU time of the calling thread */
 void *own_alloc(size_t length);
 void own_free(void *p, size_t length);
 void own_forget(void *p); /* what a forked child did not inherit, or must leave where it is */
+/* Where so much memory of ours should lie: an address for mmap to prefer, another each time. */
+uint64_t own_hint(size_t length);
 /* True when the address lies in memory of own_alloc. */
 bool own_holds(uint64_t address);

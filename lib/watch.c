@@ -16,35 +16,54 @@ static void watch_break(struct watch *w) {
         atomic_fetch_add(&w->broken, 1);
 }
 
+static void watch_sleep(struct watch *w) {
+        atomic_store(&w->asleep, 1);
+        while (!atomic_load(&w->awake))
+                (void) sys_futex_wait(&w->awake, 0, NULL);
+        atomic_store(&w->asleep, 0);
+}
+
 static void *watch_main(void *p) {
         struct watch *w = p;
         const struct timespec period = { .tv_nsec = WATCH_PERIOD_USEC * 1000L };
         uint32_t last = 0;
-        unsigned idle = 0;
+        unsigned idle = WATCH_IDLE_PERIODS;
         for (;;) {
-                (void) sys_call(SYS_nanosleep, (long) &period, 0, 0, 0, 0, 0);
                 uint32_t now = atomic_load(&w->sequence);
-                if (now != last) {
+                if (atomic_load(&w->retired))
+                        atomic_store(&w->awake, 0);
+                else if (now != last) {
                         last = now;
                         idle = 0;
                 } else if (now & 1) {
                         watch_break(w);
                 } else if (++idle >= WATCH_IDLE_PERIODS) {
                         atomic_store(&w->awake, 0);
-                        if (atomic_load(&w->sequence) == last)
-                                while (!atomic_load(&w->awake))
-                                        (void) sys_futex_wait(&w->awake, 0, NULL);
-                        atomic_store(&w->awake, 1);
                         idle = 0;
+                        /* A move that began meanwhile saw us awake. */
+                        if (atomic_load(&w->sequence) != last)
+                                atomic_store(&w->awake, 1);
                 }
+                if (!atomic_load(&w->awake))
+                        watch_sleep(w);
+                else
+                        (void) sys_call(SYS_nanosleep, (long) &period, 0, 0, 0, 0, 0);
         }
         return NULL;
 }
 
-int watch_start(struct watch *w, const struct context *spare, uint64_t scratch) {
+void watch_aim(struct watch *w, const struct context *spare, uint64_t scratch) {
         w->spare = spare;
         w->scratch = scratch;
-        atomic_store(&w->awake, 1);
+}
+
+void watch_retire(struct watch *w) {
+        atomic_store(&w->retired, 1);
+        while (!atomic_load(&w->asleep))
+                sys_yield();
+}
+
+int watch_start(struct watch *w) {
         w->stack = own_alloc(WATCH_STACK_BYTES);
         if (!w->stack)
                 return -EAGAIN;

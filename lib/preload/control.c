@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdarg.h>
 #include <string.h>
+#include <linux/seccomp.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/shm.h>
@@ -121,6 +122,19 @@ static long excluded_by_number(long nr, const unsigned long a[6]) {
         return r;
 }
 
+/* A filter for all threads is one for the agent's, too, and it was not written for userfaultfds. When the agent cannot retire, the
+ * call is refused: the filter could otherwise end the program for what the agent does. */
+static long seccomp_by_number(const unsigned long a[6]) {
+        if (a[0] == SECCOMP_SET_MODE_FILTER && a[1] & SECCOMP_FILTER_FLAG_TSYNC && agent_running()) {
+                int r = REQUEST(agent_retire());
+                if (r < 0) {
+                        errno = EAGAIN;
+                        return -1;
+                }
+        }
+        return REAL(syscall)(SYS_seccomp, a[0], a[1], a[2], a[3], a[4], a[5]);
+}
+
 #ifdef SYS_fork
 #define FORK_NUMBERS(X)                             \
         X(SYS_fork, fork_by_number(SYS_fork, a))    \
@@ -148,6 +162,7 @@ static long excluded_by_number(long nr, const unsigned long a[6]) {
         X(SYS_shmat, (long) shmat((int) a[0], (const void *) a[1], (int) a[2]))                                       \
         X(SYS_ioctl, ioctl((int) a[0], a[1], a[2]))                                                                   \
         X(SYS_prctl, prctl((int) a[0], a[1], a[2], a[3], a[4]))                                                       \
+        X(SYS_seccomp, seccomp_by_number(a))                                                                          \
         X(SYS_mbind, excluded_by_number(SYS_mbind, a))                                                                \
         X(SYS_set_mempolicy_home_node, excluded_by_number(SYS_set_mempolicy_home_node, a))                            \
         X(SYS_mseal, excluded_by_number(SYS_mseal, a))                                                                \
