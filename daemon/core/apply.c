@@ -78,12 +78,8 @@ static bool plan_restore(struct plan *p) {
 
                 if (!is_in_file(record_state(b->page[i])))
                         continue;
-                if (!wanted && b->flags & BLOCK_RAGGED) {
-                        uint32_t e = (uint32_t) record_payload(b->page[i]);
-
-                        wanted = __builtin_popcountll(extent_at(c, e)->live) * 4 <
-                                 __builtin_popcountll(extent_mapped(c, b, e));
-                }
+                if (!wanted && b->flags & BLOCK_RAGGED)
+                        wanted = extent_is_ragged(c, b, (uint32_t) record_payload(b->page[i]));
                 if (wanted)
                         p->mask |= UINT64_C(1) << i;
         }

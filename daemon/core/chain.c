@@ -50,19 +50,19 @@ uint32_t chain_pick(struct core *c, struct domain *d, uint32_t indexed, uint32_t
         uint32_t best = NIL, slot = indexed;
 
         if (prefer != NIL && prefer / SEGMENT_UNIT < d->n_units && segment_of(d, prefer) &&
-            slot_key(d, prefer) == slot_key(d, indexed) && slot_has_room(c, slot_at(d, prefer)))
+            slot_key(d, prefer) == slot_key(d, indexed) && slot_has_room(c, d, prefer))
                 return prefer;
         for (unsigned n = 0; n < CHAIN_WALK; n++) {
                 const struct slot *s = slot_at(d, slot);
 
-                if (slot_has_room(c, s) && (best == NIL || s->sharers > slot_at(d, best)->sharers))
+                if (slot_has_room(c, d, slot) && (best == NIL || s->sharers > slot_at(d, best)->sharers))
                         best = slot;
                 slot = s->next;
                 if (slot == indexed)
                         break;
         }
         /* The walk begins where there was room last, or goes on where it ended. */
-        if (best != NIL ? best != indexed && !slot_has_room(c, slot_at(d, indexed)) : slot != indexed)
+        if (best != NIL ? best != indexed && !slot_has_room(c, d, indexed) : slot != indexed)
                 (void) index_replace(&d->index, slot_key(d, indexed), SLOT_ID | indexed,
                                      SLOT_ID | (best != NIL ? best : slot));
         return best;

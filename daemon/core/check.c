@@ -149,7 +149,7 @@ static const char *check_ring(struct core *c, struct domain *d, uint32_t slot, u
 
 static const char *check_segment(struct core *c, struct domain *d, struct segment *s, uint64_t *dups) {
         struct recount *n;
-        uint32_t n_writing = 0, n_live = 0;
+        uint32_t n_writing = 0, n_live = 0, n_sharers = 0;
         const char *error = NULL;
 
         n = memory_realloc(&c->memory, NULL, 0, s->n_slots * sizeof(*n));
@@ -165,6 +165,7 @@ static const char *check_segment(struct core *c, struct domain *d, struct segmen
 
                 n_writing += slot->state == SLOT_WRITING;
                 n_live += slot->state == SLOT_LIVE;
+                n_sharers += slot->sharers;
                 if (slot->sharers != n[i].sharers || slot->pending != n[i].pending)
                         error = "sharers of a slot are miscounted";
                 else if (slot->state == SLOT_LIVE && slot->sharers + slot->pending == 0)
@@ -175,7 +176,7 @@ static const char *check_segment(struct core *c, struct domain *d, struct segmen
         memory_release(&c->memory, n, s->n_slots * sizeof(*n));
         if (error)
                 return error;
-        REQUIRE(n_writing == s->n_writing && n_live == s->n_live, "slots of a segment are miscounted");
+        REQUIRE(n_writing == s->n_writing && n_live == s->n_live && n_sharers == s->n_sharers, "slots of a segment are miscounted");
         REQUIRE(s->n_writing + s->n_live + s->n_dead + s->n_lost <= s->next_slot, "more slots in use than given");
         return NULL;
 }

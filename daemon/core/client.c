@@ -79,12 +79,12 @@ void core_client_gone(struct core *c, uint32_t client) {
                 return;
         request_cancel_all(c, cl);
         scan_epoch_leave(c, cl);
+        cl->is_gone = true; /* from here on nothing queues it again */
         turn_remove(c, cl);
         for (int k = 0; k < TIMER_KINDS; k++)
                 timer_clear(c, cl, k);
         strip_abandon(c, cl);
         range_free_all(c, cl);
-        cl->is_gone = true;
         c->n_live_clients--;
         job_add(c, cl);
 }

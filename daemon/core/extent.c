@@ -133,10 +133,12 @@ uint64_t extent_mapped(const struct core *c, const struct block *b, uint32_t ext
         return mask;
 }
 
-/* An extent with less than a quarter live costs VMAs for little: its pages come back, and are candidates again. */
-static bool is_ragged(const struct core *c, const struct block *b, uint32_t extent) {
-        return __builtin_popcountll(extent_at(c, extent)->live) * 4 <
-               __builtin_popcountll(extent_mapped(c, b, extent));
+/* With less than a quarter live it costs VMAs for little: its pages come back, and are candidates again. */
+bool extent_is_ragged(const struct core *c, const struct block *b, uint32_t extent) {
+        const struct extent *e = extent_at(c, extent);
+
+        return segment_of(client_domain(c, block_client(c, b)), e->slot)->events & SEGMENT_CLEANING ||
+               __builtin_popcountll(e->live) * 4 < __builtin_popcountll(extent_mapped(c, b, extent));
 }
 
 void extent_cow(struct core *c, uint32_t block, unsigned i) {
@@ -148,7 +150,7 @@ void extent_cow(struct core *c, uint32_t block, unsigned i) {
         page_mark(c, block, i, record(PAGE_COWED, more_fails(record_fails(b->page[i]), 1), id));
         slot_unshare(c, d, slot);
         c->counters.unshares++;
-        if (is_ragged(c, b, id) && !(b->flags & BLOCK_RAGGED)) {
+        if (extent_is_ragged(c, b, id) && !(b->flags & BLOCK_RAGGED)) {
                 b->flags |= BLOCK_RAGGED;
                 block_queue_apply(c, block);
         }

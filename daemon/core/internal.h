@@ -114,12 +114,13 @@ _Static_assert(sizeof(struct slot) == 8, "8 bytes a slot, as planned");
 #define SEGMENT_LARGE_FROM 16384 /* slots published in the domain before segments grow */
 #define STRIP_SLOTS 128          /* a publishing client's own: neighbours that are published apart still fuse */
 
-enum segment_events { SEGMENT_SEAL_DUE = 1, SEGMENT_SEALED = 2, SEGMENT_DROP_DUE = 4, SEGMENT_QUEUED = 8 };
+enum segment_events { SEGMENT_SEAL_DUE = 1, SEGMENT_SEALED = 2, SEGMENT_DROP_DUE = 4, SEGMENT_QUEUED = 8, SEGMENT_CLEANING = 16 };
 struct segment {
         uint32_t id, domain;
         uint32_t base, n_slots; /* ids of its slots */
         uint32_t next_slot;     /* first not given to a strip */
         uint32_t n_writing, n_live, n_dead;
+        uint32_t n_sharers;     /* of all its slots */
         uint32_t n_lost;        /* given but never written */
         uint32_t n_extents;     /* mapped: also by pages copied on write, which share nothing any more */
         uint32_t events;
@@ -398,6 +399,8 @@ uint32_t page_slot(const struct core *c, const struct block *b, unsigned i); /* 
 int extent_add(struct core *c, uint32_t block, unsigned i, uint32_t slot, unsigned fails); /* takes over a pending count */
 void extent_cow(struct core *c, uint32_t block, unsigned i);
 void extent_leave(struct core *c, uint32_t block, unsigned i); /* record becomes NONE */
+/* Less than a quarter of it live, or its segment is being cleaned: to be restored. */
+bool extent_is_ragged(const struct core *c, const struct block *b, uint32_t extent);
 uint64_t extent_mapped(const struct core *c, const struct block *b, uint32_t extent);
 unsigned extent_vma_edges(const struct core *c, const struct block *b, unsigned i);
 
@@ -426,7 +429,7 @@ void slot_join(struct core *c, struct domain *d, uint32_t slot, uint32_t chain);
 void strip_abandon(struct core *c, struct client *cl);
 void segment_check(struct core *c, struct segment *s); /* is it time to seal or drop it? */
 void segment_free(struct core *c, struct segment *s);
-bool slot_has_room(const struct core *c, const struct slot *s);
+bool slot_has_room(const struct core *c, const struct domain *d, uint32_t slot);
 
 /* chain.c */
 struct match {

@@ -116,6 +116,9 @@ static uint32_t *link_of(struct block *b, enum block_flags flag) {
 void block_push(struct core *c, struct block_queue *q, uint32_t block, enum block_flags flag) {
         struct block *b = block_at(c, block);
 
+        /* A gone client's blocks are freed without leaving its queues, which nobody follows any more. */
+        if (block_client(c, b)->is_gone)
+                return;
         assert(!(b->flags & flag));
         b->flags |= (uint16_t) flag;
         *link_of(b, flag) = NIL;

@@ -96,9 +96,9 @@ int range_mark_unmerged(struct core *c, struct client *cl, uint64_t start, uint6
                 uint64_t from, to;
                 int e;
 
-                if (!r || r->start >= end)
+                if (page >= end || !r || r->start >= end)
                         return 0;
-                from = MAX(r->start, start);
+                from = MAX(r->start, page);
                 to = MIN(r->end, end);
                 e = range_put(c, cl, from, to, true);
                 if (e < 0)

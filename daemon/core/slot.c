@@ -13,10 +13,12 @@ struct segment *segment_of(const struct domain *d, uint32_t slot) {
         return d->units[slot / SEGMENT_UNIT];
 }
 
-bool slot_has_room(const struct core *c, const struct slot *s) {
+bool slot_has_room(const struct core *c, const struct domain *d, uint32_t slot) {
+        const struct slot *s = slot_at(d, slot);
         uint64_t cap = MIN((uint64_t) c->tunables.max_page_sharing, (uint64_t) SLOT_SHARERS_MAX);
 
-        return s->state == SLOT_LIVE && s->pending < SLOT_PENDING_MAX && s->sharers + s->pending < cap;
+        return s->state == SLOT_LIVE && !(segment_of(d, slot)->events & SEGMENT_CLEANING) && s->pending < SLOT_PENDING_MAX &&
+               s->sharers + s->pending < cap;
 }
 
 /* -- segments ------------------------------------------------------------------------------------------------------- */
@@ -104,9 +106,26 @@ static void event_queue(struct core *c, struct segment *s, uint32_t event) {
         c->events_tail = s;
 }
 
+/* A full segment is cleaned when at least half of it is dead and restoring its sharers takes no more pages than dropping
+ * it gives back. The pages settle again and get slots elsewhere; meanwhile nothing new is merged into it. */
+static void clean_if_sparse(struct core *c, struct segment *s) {
+        if (s->events & SEGMENT_CLEANING || s->n_writing > 0 || segment_given(s) + s->n_lost < s->n_slots ||
+            s->n_dead < s->n_slots / 2 || s->n_sharers > s->n_dead)
+                return;
+        s->events |= SEGMENT_CLEANING;
+        for (uint32_t g = 0; g < s->n_slots / BLOCK_PAGES; g++)
+                for (uint32_t e = s->groups[g]; e != NIL; e = extent_at(c, e)->next) {
+                        uint32_t block = extent_at(c, e)->page >> BLOCK_SHIFT;
+
+                        block_at(c, block)->flags |= BLOCK_RAGGED;
+                        block_queue_apply(c, block);
+                }
+}
+
 void segment_check(struct core *c, struct segment *s) {
         struct domain *d = domain_at(c, s->domain);
 
+        clean_if_sparse(c, s);
         if (s->events & SEGMENT_DROP_DUE)
                 return;
         if (s->n_writing == 0 && s->n_live == 0 && s->n_extents == 0 && s->n_dead + s->n_lost > 0) {
@@ -281,6 +300,7 @@ void slot_share(struct core *c, struct domain *d, uint32_t slot) {
 
         assert(s->state == SLOT_LIVE && s->pending > 0);
         s->pending--;
+        segment_of(d, slot)->n_sharers++;
         c->slots_shared += s->sharers++ == 0;
         c->slots_sharers++;
 }
@@ -289,6 +309,7 @@ void slot_unshare(struct core *c, struct domain *d, uint32_t slot) {
         struct slot *s = slot_at(d, slot);
 
         assert(s->state == SLOT_LIVE && s->sharers > 0);
+        segment_of(d, slot)->n_sharers--;
         c->slots_shared -= --s->sharers == 0;
         c->slots_sharers--;
         die_if_unused(c, d, slot);

@@ -263,6 +263,32 @@ static void test_answers_after_exit(void **state) {
         finish(w);
 }
 
+/* Rewriting and merging again for long: dead slots do not pile up, nor do books. */
+static void test_churn_levels_off(void **state) {
+        struct world *w = start(2, 2048);
+        struct counters n;
+
+        fill(w, 0, 0, 2048, 1);
+        fill(w, 1, 0, 2048, 1);
+        for (uint32_t round = 0; round < 40; round++) {
+                for (uint32_t k = 0; k < 20; k++) {
+                        uint64_t at = world_random(w, 2048 - 32);
+
+                        fill(w, 0, at, 32, 10000 + 1000 * round + 32 * k);
+                        fill(w, 1, at, 32, 10000 + 1000 * round + 32 * k);
+                }
+                world_run(w, 20 * SECOND);
+        }
+        world_run(w, 140 * SECOND);
+        n = world_counters(w);
+        print_message("sharing %d, dead %d of %d KiB, VMAs %d\n", (int) n.pages_sharing, (int) n.dead_bytes / 1024,
+                      (int) n.segment_bytes / 1024, (int) n.vmas_used);
+        assert_true(n.pages_sharing >= 2048 * 8 / 10);
+        assert_true(n.dead_bytes <= n.segment_bytes * 6 / 10);
+        assert_true(w->n_dropped > 4);
+        finish(w);
+}
+
 /* Shared bytes of a domain stay within a share of what it registered. */
 static void test_segment_bound(void **state) {
         struct world *w = start(2, 1024);
@@ -377,6 +403,7 @@ int main(void) {
                 cmocka_unit_test(test_domains_do_not_share),
                 cmocka_unit_test(test_sparse_range),
                 cmocka_unit_test(test_answers_after_exit),
+                cmocka_unit_test(test_churn_levels_off),
                 cmocka_unit_test(test_segment_bound),
                 cmocka_unit_test(test_vma_limit_of_the_kernel),
                 cmocka_unit_test(test_tunables),
