@@ -172,18 +172,21 @@ int admin_explain_connect(const struct ctl *ctl, const struct admin *a, int erro
                 return admin_explain(ctl, a, error, "connecting");
         case ENOENT:
         case ENOTDIR:
-                complain("no daemon: there is no socket %s. Start one with 'systemctl start userksmd.socket' (installed) or "
+                complain("no daemon: there is no socket %s. Start one with 'systemctl start userksmd.socket' "
+                         "(installed) or "
                          "'userksmd --socket %s'; 'ksmctl run' brings its own.",
                          path, path);
                 return STATUS_UNAVAILABLE;
         case ECONNREFUSED:
-                complain("no daemon: nobody listens at %s. It was not started, or it ended ('systemctl status userksmd' or "
+                complain("no daemon: nobody listens at %s. It was not started, or it ended ('systemctl status "
+                         "userksmd' or "
                          "its log says why). Programs that it served keep running, and connect again when it is back.",
                          path);
                 return STATUS_UNAVAILABLE;
         case EACCES:
         case EPERM:
-                complain("not allowed to connect to %s: %s. See 'ls -l' of the socket and of its directory: the installed "
+                complain("not allowed to connect to %s: %s. See 'ls -l' of the socket and of its directory: the "
+                         "installed "
                          "one is open to the group userksm and to root.",
                          path, strerror(-error));
                 return STATUS_NOPERM;
@@ -231,7 +234,8 @@ int admin_explain(const struct ctl *ctl, const struct admin *a, int error, const
                 complain("%s: no such process is connected to the daemon ('ksmctl status' lists them)", doing);
                 return STATUS_NO_PROCESS;
         case EOPNOTSUPP:
-                complain("%s: the process changes its mappings by system calls without libc and is left alone; what is merged "
+                complain("%s: the process changes its mappings by system calls without libc and is left alone; what is "
+                         "merged "
                          "there stays exact",
                          doing);
                 return STATUS_FAILED;

@@ -8,7 +8,8 @@
 
 #include "common/cleanup.h"
 
-/* Relative ones are taken from the folder of the running ksmctl. Never from $PATH or $LD_LIBRARY_PATH: root runs this. */
+/* Relative ones are taken from the folder of the running ksmctl. Never from $PATH or $LD_LIBRARY_PATH: root
+ * runs this. */
 static const char *const shim_places[] = { "../lib/libuserksm-preload.so", USERKSM_LIBDIR "/libuserksm-preload.so" };
 static const char *const daemon_places[] = { "../daemon/userksmd", USERKSM_LIBEXECDIR "/userksmd",
                                              USERKSM_SBINDIR "/userksmd", USERKSM_BINDIR "/userksmd" };

@@ -19,7 +19,8 @@ const char *format_bytes(char text[TEXT_BYTES], int64_t bytes) {
                 size /= 1024;
                 value /= 1024;
         }
-        snprintf(text, TEXT_BYTES, "%.*f %s", unit == 0 || size >= 99.95 ? 0 : size >= 9.995 ? 1 : 2, value, units[unit]);
+        snprintf(text, TEXT_BYTES, "%.*f %s", unit == 0 || size >= 99.95 ? 0 : size >= 9.995 ? 1 : 2, value,
+                 units[unit]);
         return text;
 }
 
@@ -39,7 +40,8 @@ const char *format_usec(char text[TEXT_BYTES], uint64_t usec) {
         else if (seconds < 3600)
                 snprintf(text, TEXT_BYTES, "%u min %u s", (unsigned) (seconds / 60), (unsigned) (seconds % 60));
         else if (seconds < 86400)
-                snprintf(text, TEXT_BYTES, "%u h %u min", (unsigned) (seconds / 3600), (unsigned) (seconds % 3600 / 60));
+                snprintf(text, TEXT_BYTES, "%u h %u min", (unsigned) (seconds / 3600),
+                         (unsigned) (seconds % 3600 / 60));
         else
                 snprintf(text, TEXT_BYTES, "%llu d %u h", (unsigned long long) (seconds / 86400),
                          (unsigned) (seconds % 86400 / 3600));

@@ -90,7 +90,8 @@ static void print_totals(const struct report *r, FILE *f) {
         const struct counters *c = &r->counters;
         char a[TEXT_BYTES], b[TEXT_BYTES], d[TEXT_BYTES], e[TEXT_BYTES];
 
-        fprintf(f, "saved %s: %s of further mappings of %s of shared pages, %s of zero pages; profit after our books %s\n",
+        fprintf(f, "saved %s: %s of further mappings of %s of shared pages, %s of zero pages; profit after our books "
+                   "%s\n",
                 format_bytes(a, saved_bytes(c)), format_pages(b, c->pages_sharing), format_pages(d, c->pages_shared),
                 format_pages(e, c->ksm_zero_pages), format_bytes((char[TEXT_BYTES]) { 0 }, c->general_profit));
         fprintf(f, "userksmd %.*s, pid %u, up %s: cpu %s, agents' cpu %s, %" PRId64 " full scans\n",
@@ -135,11 +136,13 @@ static void print_processes_in_trouble(const struct report *r, FILE *f) {
                            "exact, nothing more is merged\n",
                         raw);
         if (parked > 0)
-                fprintf(f, "! %zu parked: no answer from the agent for a second; is the process stopped (SIGSTOP, frozen "
+                fprintf(f, "! %zu parked: no answer from the agent for a second; is the process stopped (SIGSTOP, "
+                           "frozen "
                            "cgroup, debugger)?\n",
                         parked);
         if (full > 0)
-                fprintf(f, "! %zu at the limit of VMAs: raise the sysctl vm.max_map_count to merge shorter runs\n", full);
+                fprintf(f, "! %zu at the limit of VMAs: raise the sysctl vm.max_map_count to merge shorter runs\n",
+                        full);
 }
 
 static void print_failures(const struct counters *c, FILE *f) {

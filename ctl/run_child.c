@@ -11,8 +11,8 @@
 
 #include "common/cleanup.h"
 
-/* What people and supervisors send to stop, reload or poke a program. Those of job control (TSTP, CONT, TTIN) act on both
- * of us as they are. */
+/* What people and supervisors send to stop, reload or poke a program. Those of job control (TSTP, CONT, TTIN) act on
+ * both of us as they are. */
 static const int passed_on[] = { SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH, SIGPWR };
 
 int child_environment(const char *shim_path, const char *socket_path) {

@@ -19,8 +19,8 @@ struct child {
  * -EINVAL when the path has a character that LD_PRELOAD takes as a separator. */
 int child_environment(const char *shim_path, const char *socket_path);
 
-/* Forks and execs argv. 0; -errno of exec or fork: nothing runs and c is unusable; in *ret_status the status to exit with.
- * The child starts with the signal mask and dispositions that ksmctl was started with. */
+/* Forks and execs argv. 0; -errno of exec or fork: nothing runs and c is unusable; in *ret_status the status to exit
+ * with. The child starts with the signal mask and dispositions that ksmctl was started with. */
 int child_start(struct child *c, char *const *argv, int *ret_status);
 
 /* To be called when signal_fd is readable. 1: the child has ended, *ret_status is what to exit with; 0: not yet. */

@@ -60,7 +60,8 @@ static bool is_secure(pid_t pid) {
         return false;
 }
 
-/* Whether a file of /proc/PID has `needle`, in lines (maps) or NUL separated strings (environ). -errno when unreadable. */
+/* Whether a file of /proc/PID has `needle`, in lines (maps) or NUL separated strings (environ). -errno when
+ * unreadable. */
 static int proc_contains(pid_t pid, const char *name, const char *needle) {
         _cleanup_close_ int fd = open_proc(pid, name);
         size_t allocated = 0;

@@ -96,7 +96,8 @@ static void complain_with_log(const struct private_daemon *p, const char *what) 
         while (n > 0 && text[n - 1] == '\n')
                 n--;
         text[MAX(n, (ssize_t) 0)] = 0;
-        complain("the private userksmd %s%s%s\n(the command was not started; 'ksmctl check' says what is missing)", what,
+        complain("the private userksmd %s%s%s\n(the command was not started; 'ksmctl check' says what is missing)",
+                 what,
                  n > 0 ? ":\n" : "", text);
 }
 
@@ -127,7 +128,8 @@ int private_daemon_start(struct private_daemon *p, struct admin *a) {
                 return STATUS_UNAVAILABLE;
         }
         if (make_directory(p) < 0) {
-                complain("no directory for the socket of a private daemon: neither $XDG_RUNTIME_DIR, /run, $TMPDIR nor /tmp "
+                complain("no directory for the socket of a private daemon: neither $XDG_RUNTIME_DIR, /run, $TMPDIR nor "
+                         "/tmp "
                          "takes one");
                 return STATUS_OSERR;
         }

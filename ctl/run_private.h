@@ -1,8 +1,9 @@
 /* A daemon of one's own for the length of a run: the embedded default.
  *
- * Between ksmctl and the daemon stands a keeper, a fork of ksmctl in a session of its own: it waits for the daemon and then
- * removes the directory of its socket, also when ksmctl was killed. The daemon (--private) ends by itself some seconds
- * after its last client left; the terminal's signals do not reach it, and it holds none of our output streams open. */
+ * Between ksmctl and the daemon stands a keeper, a fork of ksmctl in a session of its own: it waits for the daemon and
+ * then removes the directory of its socket, also when ksmctl was killed. The daemon (--private) ends by itself some
+ * seconds after its last client left; the terminal's signals do not reach it, and it holds none of our output streams
+ * open. */
 #pragma once
 
 #include <sys/types.h>
@@ -18,6 +19,6 @@ struct private_daemon {
 
 /* Starts it and connects. Returns STATUS_OK, or a status after complaining (with what the daemon said). */
 int private_daemon_start(struct private_daemon *p, struct admin *a);
-/* started: a command ran under it. What that left behind may still be connecting, so the daemon is left alone and ends with
- * its last client. Else it is stopped and waited for. Does nothing when there is none. */
+/* started: a command ran under it. What that left behind may still be connecting, so the daemon is left alone and ends
+ * with its last client. Else it is stopped and waited for. Does nothing when there is none. */
 void private_daemon_done(struct private_daemon *p, bool started);

@@ -1,5 +1,5 @@
-/* Follows what the daemon says about the processes of a run, beside the run: requests are sent on a tick, replies taken as
- * they come, so that signals for the command are never held up by a slow daemon. */
+/* Follows what the daemon says about the processes of a run, beside the run: requests are sent on a tick, replies taken
+ * as they come, so that signals for the command are never held up by a slow daemon. */
 #pragma once
 
 #include <stdbool.h>

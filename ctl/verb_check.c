@@ -178,17 +178,19 @@ const struct verb verb_check = {
         .name = "check",
         .arguments = "[--json]",
         .summary = "is everything there that merging needs",
-        .help = "Looks at the kernel (version, features, self-checks on memory of its own), at limits, sysctls and permissions,\n"
-                "and at the parts of userksm, and prints for each: ok; MISSING, with what to do about it; limited (works, but\n"
-                "slower or less); NO RIGHT (this user may not look, or may not use it: try as root); or info.\n"
-                "\n"
-                "It is the same probe that the daemon makes when it starts, with the rights of who calls ksmctl: the daemon\n"
-                "runs as its own user, which needs /dev/userfaultfd.\n"
-                "\n"
-                "Options:\n"
-                "      --json  one object: usable, and checks with name, what, need, status, found, remedy\n"
-                "  -h, --help  this text\n"
-                "\n"
-                "Exit status: 0 when all that is required is there, 69 when not.",
+        .help =
+        "Looks at the kernel (version, features, self-checks on memory of its own), at limits, sysctls and "
+        "permissions,\n"
+        "and at the parts of userksm, and prints for each: ok; MISSING, with what to do about it; limited (works, but\n"
+        "slower or less); NO RIGHT (this user may not look, or may not use it: try as root); or info.\n"
+        "\n"
+        "It is the same probe that the daemon makes when it starts, with the rights of who calls ksmctl: the daemon\n"
+        "runs as its own user, which needs /dev/userfaultfd.\n"
+        "\n"
+        "Options:\n"
+        "      --json  one object: usable, and checks with name, what, need, status, found, remedy\n"
+        "  -h, --help  this text\n"
+        "\n"
+        "Exit status: 0 when all that is required is there, 69 when not.",
         .run = run_check,
 };

@@ -93,10 +93,11 @@ const struct verb verb_get = {
         .name = "get",
         .arguments = "[NAME...]",
         .summary = "tunables of the running daemon",
-        .help = "Without NAME: a table of all tunables with value, unit, default and limits. With one NAME: its value alone,\n"
-                "for scripts. With several: NAME=VALUE lines, as `ksmctl set` takes them.\n"
-                "\n"
-                "Options:\n"
-                "  -h, --help  this text and what each tunable means",
+        .help =
+        "Without NAME: a table of all tunables with value, unit, default and limits. With one NAME: its value alone,\n"
+        "for scripts. With several: NAME=VALUE lines, as `ksmctl set` takes them.\n"
+        "\n"
+        "Options:\n"
+        "  -h, --help  this text and what each tunable means",
         .run = run_get,
 };

@@ -21,14 +21,15 @@ const struct verb verb_merge = {
         .name = "merge",
         .arguments = "PID|all",
         .summary = "merge now what can be merged in a process",
-        .help = "Scans the process's registered memory at once, ahead of other work, and merges what has an equal\n"
-                "elsewhere and was not written for merge_now_settle_millisecs (10 ms). Returns when that is done and\n"
-                "prints how many pages were merged. 'all' does it for every connected process.\n"
-                "\n"
-                "The process must be connected already: 'ksmctl run', or a program that uses libuserksm. Interrupting\n"
-                "ksmctl does not interrupt the merge. Only root and the daemon's own user may do this.\n"
-                "\n"
-                "Options:\n"
-                "  -h, --help  this text",
+        .help =
+        "Scans the process's registered memory at once, ahead of other work, and merges what has an equal\n"
+        "elsewhere and was not written for merge_now_settle_millisecs (10 ms). Returns when that is done and\n"
+        "prints how many pages were merged. 'all' does it for every connected process.\n"
+        "\n"
+        "The process must be connected already: 'ksmctl run', or a program that uses libuserksm. Interrupting\n"
+        "ksmctl does not interrupt the merge. Only root and the daemon's own user may do this.\n"
+        "\n"
+        "Options:\n"
+        "  -h, --help  this text",
         .run = run_merge,
 };

@@ -75,8 +75,8 @@ static void name_socket(const char *path, char ret[PATH_MAX]) {
 
 /* -- meanwhile ------------------------------------------------------------------------------------------------ */
 
-/* Also when it was connected and is no more: `env -i` runs under the library and then execs without it. That the command
- * itself is not merged does no harm when something that it started is (a launcher). */
+/* Also when it was connected and is no more: `env -i` runs under the library and then execs without it. That the
+ * command itself is not merged does no harm when something that it started is (a launcher). */
 static void warn_if_not_connected(struct run *run, uint64_t now) {
         uint64_t since_usec = run->watch.seen ? run->watch.last.taken_usec : run->started_usec;
         char why[512];
@@ -128,14 +128,16 @@ static int supervise(struct run *run) {
 
 static void report(const struct run *run) {
         const struct watch *w = &run->watch;
-        char duration[TEXT_BYTES], peak[TEXT_BYTES], at[TEXT_BYTES], end[TEXT_BYTES], merged[TEXT_BYTES], zero[TEXT_BYTES],
+        char duration[TEXT_BYTES], peak[TEXT_BYTES], at[TEXT_BYTES], end[TEXT_BYTES], merged[TEXT_BYTES],
+                zero[TEXT_BYTES],
                 cpu[TEXT_BYTES];
 
         if (run->quiet)
                 return;
         format_usec(duration, now_usec() - run->started_usec);
         if (!w->seen) {
-                complain("%s ran %s; nothing was merged: it was not seen connected to userksmd", run->command[0], duration);
+                complain("%s ran %s; nothing was merged: it was not seen connected to userksmd", run->command[0],
+                         duration);
                 return;
         }
         complain("%s ran %s under userksmd\n"
@@ -230,29 +232,30 @@ const struct verb verb_run = {
         .name = "run",
         .arguments = "[OPTION...] [--] COMMAND...",
         .summary = "run a command with its memory merged",
-        .help = "Runs COMMAND with the library libuserksm-preload.so in front of libc, in merge-any mode: every private\n"
-                "anonymous mapping of it and of the processes it starts takes part in merging. The command computes the same\n"
-                "as without.\n"
-                "\n"
-                "The daemon is the one at --socket, $USERKSM_SOCKET or the default place. When none runs there (and --socket\n"
-                "was not given), a private one is started for this run; it merges the run's processes among each other, and\n"
-                "ends by itself when the last of them has ended.\n"
-                "\n"
-                "ksmctl checks that the processes really connect, and says why not after 3 seconds: a static program, a\n"
-                "setuid one, an emptied environment, another libc. Signals HUP, INT, QUIT, TERM, USR1, USR2, WINCH and PWR\n"
-                "are passed on. At the end three lines on stderr say what was saved at the peak and at the end.\n"
-                "\n"
-                "Options:\n"
-                "  -q, --quiet       no report at the end\n"
-                "      --private     always a daemon of its own\n"
-                "      --no-private  fail when no daemon runs\n"
-                "  -h, --help        this text\n"
-                "\n"
-                "Environment of COMMAND: LD_PRELOAD (the library is put in front of what is there), USERKSM_SOCKET,\n"
-                "USERKSM_MERGE_ANY=1.\n"
-                "\n"
-                "Exit status: that of COMMAND; 128+N when signal N ended it; 125 when ksmctl failed and COMMAND was not\n"
-                "started (no daemon, no library, wrong options); 126 when COMMAND cannot be executed; 127 when it was not\n"
-                "found.",
+        .help =
+        "Runs COMMAND with the library libuserksm-preload.so in front of libc, in merge-any mode: every private\n"
+        "anonymous mapping of it and of the processes it starts takes part in merging. The command computes the same\n"
+        "as without.\n"
+        "\n"
+        "The daemon is the one at --socket, $USERKSM_SOCKET or the default place. When none runs there (and --socket\n"
+        "was not given), a private one is started for this run; it merges the run's processes among each other, and\n"
+        "ends by itself when the last of them has ended.\n"
+        "\n"
+        "ksmctl checks that the processes really connect, and says why not after 3 seconds: a static program, a\n"
+        "setuid one, an emptied environment, another libc. Signals HUP, INT, QUIT, TERM, USR1, USR2, WINCH and PWR\n"
+        "are passed on. At the end three lines on stderr say what was saved at the peak and at the end.\n"
+        "\n"
+        "Options:\n"
+        "  -q, --quiet       no report at the end\n"
+        "      --private     always a daemon of its own\n"
+        "      --no-private  fail when no daemon runs\n"
+        "  -h, --help        this text\n"
+        "\n"
+        "Environment of COMMAND: LD_PRELOAD (the library is put in front of what is there), USERKSM_SOCKET,\n"
+        "USERKSM_MERGE_ANY=1.\n"
+        "\n"
+        "Exit status: that of COMMAND; 128+N when signal N ended it; 125 when ksmctl failed and COMMAND was not\n"
+        "started (no daemon, no library, wrong options); 126 when COMMAND cannot be executed; 127 when it was not\n"
+        "found.",
         .run = run_run,
 };

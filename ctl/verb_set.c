@@ -86,13 +86,14 @@ const struct verb verb_set = {
         .name = "set",
         .arguments = "NAME=VALUE...",
         .summary = "change tunables until the daemon ends",
-        .help = "Changes tunables of the running daemon, in the order given, until it ends; the configuration file keeps\n"
-                "what it has. Names and limits are checked before the first one is sent: a mistyped line changes nothing.\n"
-                "Only root and the daemon's own user may do this. `ksmctl get --help` says what each one means.\n"
-                "\n"
-                "run=0 stops merging and leaves what is merged; run=2 stops and unmerges everything; run=1 starts again.\n"
-                "\n"
-                "Options:\n"
-                "  -h, --help  this text",
+        .help =
+        "Changes tunables of the running daemon, in the order given, until it ends; the configuration file keeps\n"
+        "what it has. Names and limits are checked before the first one is sent: a mistyped line changes nothing.\n"
+        "Only root and the daemon's own user may do this. `ksmctl get --help` says what each one means.\n"
+        "\n"
+        "run=0 stops merging and leaves what is merged; run=2 stops and unmerges everything; run=1 starts again.\n"
+        "\n"
+        "Options:\n"
+        "  -h, --help  this text",
         .run = run_set,
 };

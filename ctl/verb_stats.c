@@ -45,17 +45,18 @@ const struct verb verb_stats = {
         .name = "stats",
         .arguments = "[--json]",
         .summary = "all counters, for programs",
-        .help = "Prints every counter of the daemon, one \"name value\" a line, or as one JSON object.\n"
-                "\n"
-                "Names and meanings up to general_profit are those of /sys/kernel/mm/ksm; counters of pages count pages\n"
-                "of 4 KiB, names with _bytes and _usec say their unit. New counters are added at the end; a counter that\n"
-                "an older daemon does not have is 0. docs/operations.md says how to read them.\n"
-                "\n"
-                "The JSON object has version, pid, uptime_usec, page_bytes, saved_bytes and counters (an object by name).\n"
-                "'ksmctl status --json' has the processes too.\n"
-                "\n"
-                "Options:\n"
-                "      --json  JSON instead of lines\n"
-                "  -h, --help  this text and what each counter means",
+        .help =
+        "Prints every counter of the daemon, one \"name value\" a line, or as one JSON object.\n"
+        "\n"
+        "Names and meanings up to general_profit are those of /sys/kernel/mm/ksm; counters of pages count pages\n"
+        "of 4 KiB, names with _bytes and _usec say their unit. New counters are added at the end; a counter that\n"
+        "an older daemon does not have is 0. docs/operations.md says how to read them.\n"
+        "\n"
+        "The JSON object has version, pid, uptime_usec, page_bytes, saved_bytes and counters (an object by name).\n"
+        "'ksmctl status --json' has the processes too.\n"
+        "\n"
+        "Options:\n"
+        "      --json  JSON instead of lines\n"
+        "  -h, --help  this text and what each counter means",
         .run = run_stats,
 };

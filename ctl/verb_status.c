@@ -79,7 +79,8 @@ static int parse(int argc, char **argv, struct status_options *o) {
                         if (!optarg)
                                 break;
                         o->watch_sec = strtod(optarg, &end);
-                        if (*end || end == optarg || !(o->watch_sec >= WATCH_MIN_SEC && o->watch_sec <= WATCH_MAX_SEC)) {
+                        if (*end || end == optarg ||
+                            !(o->watch_sec >= WATCH_MIN_SEC && o->watch_sec <= WATCH_MAX_SEC)) {
                                 complain("--watch takes seconds between %g and %g, not '%s'", WATCH_MIN_SEC,
                                          WATCH_MAX_SEC, optarg);
                                 return STATUS_USAGE;
@@ -120,29 +121,30 @@ const struct verb verb_status = {
         .name = "status",
         .arguments = "[--watch[=SECONDS]] [--wide] [--json]",
         .summary = "processes, what each saves, totals, what is wrong",
-        .help = "Shows every connected process and what merging saves.\n"
-                "\n"
-                "Columns:\n"
-                "  PID, COMMAND  the process; the name is what it calls itself\n"
-                "  STATE         active; raw: it changes its mappings without libc, merging in it has stopped;\n"
-                "                parked: it did not answer within a second (stopped, or starved), no new work for it\n"
-                "  REGISTERED    address space that may be merged\n"
-                "  MERGED        memory that maps shared pages now\n"
-                "  ZERO          memory given back because it held only zeros\n"
-                "  SAVED         the process's part of what is saved: every mapping of a shared page bears an equal part\n"
-                "                of its cost, as PSS does; the parts add up to the total\n"
-                "  PROFIT        what the process itself would have to hold more, less the daemon's books for it;\n"
-                "                negative: merging costs more than it brings here\n"
-                "With --wide also UID, DOMAIN (who shares with whom), PRESENT (memory in use in the registered space),\n"
-                "UNIQUE (looked at, no equal found), VMAS (mappings that merged runs take, of how many allowed), CPU\n"
-                "(time of the agent thread).\n"
-                "\n"
-                "Below the table: totals, then what needs attention, each with what to do about it.\n"
-                "\n"
-                "Options:\n"
-                "  -w, --watch[=SECONDS]  again every SECONDS (default 2) until interrupted\n"
-                "  -W, --wide             more columns\n"
-                "      --json             the same as one JSON object (with --watch one a line)\n"
-                "  -h, --help             this text",
+        .help =
+        "Shows every connected process and what merging saves.\n"
+        "\n"
+        "Columns:\n"
+        "  PID, COMMAND  the process; the name is what it calls itself\n"
+        "  STATE         active; raw: it changes its mappings without libc, merging in it has stopped;\n"
+        "                parked: it did not answer within a second (stopped, or starved), no new work for it\n"
+        "  REGISTERED    address space that may be merged\n"
+        "  MERGED        memory that maps shared pages now\n"
+        "  ZERO          memory given back because it held only zeros\n"
+        "  SAVED         the process's part of what is saved: every mapping of a shared page bears an equal part\n"
+        "                of its cost, as PSS does; the parts add up to the total\n"
+        "  PROFIT        what the process itself would have to hold more, less the daemon's books for it;\n"
+        "                negative: merging costs more than it brings here\n"
+        "With --wide also UID, DOMAIN (who shares with whom), PRESENT (memory in use in the registered space),\n"
+        "UNIQUE (looked at, no equal found), VMAS (mappings that merged runs take, of how many allowed), CPU\n"
+        "(time of the agent thread).\n"
+        "\n"
+        "Below the table: totals, then what needs attention, each with what to do about it.\n"
+        "\n"
+        "Options:\n"
+        "  -w, --watch[=SECONDS]  again every SECONDS (default 2) until interrupted\n"
+        "  -W, --wide             more columns\n"
+        "      --json             the same as one JSON object (with --watch one a line)\n"
+        "  -h, --help             this text",
         .run = run_status,
 };

@@ -15,7 +15,8 @@ struct channel_message {
 };
 
 /* connect(2) to the socket at path (a leading '@' = abstract). Returns the fd (CLOEXEC, non-blocking when asked)
- * or -errno; -ENAMETOOLONG when the path does not fit sun_path; -EAGAIN: non-blocking, and the listener's queue is full. */
+ * or -errno; -ENAMETOOLONG when the path does not fit sun_path; -EAGAIN: non-blocking, and the listener's queue is
+ * full. */
 int channel_connect(const char *path, int nonblock);
 
 /* 0, or -errno (-EAGAIN: would block, nothing was sent; -EINVAL: type, count or n_fds do not fit the table; -EPIPE or
@@ -26,10 +27,11 @@ int channel_send(int fd, enum message_type type, const void *body, const void *e
 int channel_send_packet(int fd, const void *packet, size_t size, const int *fds, unsigned n_fds);
 
 /* 1 = a frame is in *m; 0 = orderly end of file (an empty packet counts as one: no frame is empty); -EAGAIN; -EPROTO =
- * violation with *ret_error set (fds closed, frame unusable); -EMFILE = our own fd table is full, the frame is lost and the
- * peer not to blame; other -errno. Received fds are CLOEXEC; more than FRAME_MAX_FDS or a truncated packet is a
- * violation. On 1 the caller must end with channel_message_done (closes fds not taken); on all else there is nothing to
- * release. The socket must have none of SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC set: fds have all the control space. */
+ * violation with *ret_error set (fds closed, frame unusable); -EMFILE = our own fd table is full, the frame is lost and
+ * the peer not to blame; other -errno. Received fds are CLOEXEC; more than FRAME_MAX_FDS or a truncated packet is a
+ * violation. On 1 the caller must end with channel_message_done (closes fds not taken); on all else there is nothing
+ * to release. The socket must have none of SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC set: fds have all the
+ * control space. */
 int channel_receive(int fd, unsigned sender, struct channel_message *m, enum codec_error *ret_error);
 /* Hands out fd i (-EBADF when there is none or it was taken). */
 int channel_take_fd(struct channel_message *m, unsigned i);

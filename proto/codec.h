@@ -34,8 +34,9 @@ enum codec_error {
 const char *codec_error_string(enum codec_error e); /* static text for one log line */
 const char *message_name(uint16_t type);            /* "HELLO"; "?" when unknown */
 
-/* sender: the role whose frames are acceptable (one bit, or several or'ed for a first frame). */
-enum codec_error frame_decode(const void *packet, size_t size, unsigned n_fds, unsigned sender, struct frame *ret); /* *ret is written on CODEC_OK only */
+/* sender: the role whose frames are acceptable (one bit, or several or'ed for a first frame). *ret is written on
+ * CODEC_OK only. */
+enum codec_error frame_decode(const void *packet, size_t size, unsigned n_fds, unsigned sender, struct frame *ret);
 
 /* Writes a frame to buffer (capacity FRAME_MAX_BYTES is always enough). Returns its size, or 0 when type, count or
  * capacity do not fit the table (a programming error; nothing was written). body has the type's size; elements may be

@@ -67,7 +67,8 @@ def odd_starters():
     """SIGCHLD ignored, a standard error that nobody reads, a relative path: as without, for the command as well."""
     with Daemon() as d:
         ask = "import signal; print(signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN)"
-        r = subprocess.run([KSMCTL, "--socket", d.socket, "run", sys.executable, "-c", ask], capture_output=True, text=True,
+        r = subprocess.run([KSMCTL, "--socket", d.socket, "run", sys.executable, "-c", ask], capture_output=True,
+                           text=True,
                            timeout=20, preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
         assert (r.returncode, r.stdout) == (0, "True\n"), r
         read_end, write_end = os.pipe()
@@ -76,7 +77,8 @@ def odd_starters():
         os.close(write_end)
         assert r.returncode == 4, r
         r = subprocess.run([KSMCTL, "--socket", os.path.basename(d.socket), "run", "-q", "sh", "-c",
-                            "cd / && printenv USERKSM_SOCKET"], cwd=os.path.dirname(d.socket), capture_output=True, text=True,
+                            "cd / && printenv USERKSM_SOCKET"], cwd=os.path.dirname(d.socket), capture_output=True,
+                           text=True,
                            timeout=20)
         assert r.stdout == d.socket + "\n", r
 
@@ -117,7 +119,8 @@ def descendants_outlive_the_command():
     with tempfile.TemporaryDirectory() as directory:
         script = (f'exec 3<&0; {sys.executable} -c "$W" <&3 >{directory}/out 2>&1 & echo $!; '
                   f'while [ ! -s {directory}/out ]; do sleep 0.05; done')
-        r = subprocess.run([KSMCTL, "run", "-q", "--", "sh", "-c", script], stdin=read_end, capture_output=True, text=True,
+        r = subprocess.run([KSMCTL, "run", "-q", "--", "sh", "-c", script], stdin=read_end, capture_output=True,
+                           text=True,
                            timeout=60, env={**os.environ, "USERKSM_SOCKET": NO_DAEMON, "W": WORKER})
         os.close(read_end)
         assert r.returncode == 0, r
@@ -130,7 +133,8 @@ def descendants_outlive_the_command():
 
 
 def a_killed_ksmctl_leaves_nothing():
-    process = subprocess.Popen([KSMCTL, "run", "--", "sh", "-c", "echo $$; exec sleep 600"], stdout=subprocess.PIPE, text=True,
+    process = subprocess.Popen([KSMCTL, "run", "--", "sh", "-c", "echo $$; exec sleep 600"], stdout=subprocess.PIPE,
+                               text=True,
                                env={**os.environ, "USERKSM_SOCKET": NO_DAEMON})
     child = int(process.stdout.readline())
     assert private_directories()

@@ -97,16 +97,18 @@ class Supervisor:
 
 
 def ctl(path, *arguments):
-    return subprocess.run([BUILD / "ctl/ksmctl", "--socket", path, *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run([BUILD / "ctl/ksmctl", "--socket", path, *arguments], capture_output=True, text=True,
+                          timeout=60)
 
 
 def life_of_a_service():
     with Supervisor() as s:
         # Somebody who connects before the daemon runs waits in the queue and is served.
-        early = subprocess.Popen([BUILD / "ctl/ksmctl", "--socket", s.path, "get", "run"], stdout=subprocess.PIPE, text=True)
+        early = subprocess.Popen([BUILD / "ctl/ksmctl", "--socket", s.path, "get", "run"], stdout=subprocess.PIPE,
+                                 text=True)
         s.wait_for("READY=1")
         assert early.communicate(timeout=20)[0] == "1\n"
-        assert not os.path.exists(s.directory + "/not-this-one"), "it made a socket of its own beside the one it was given"
+        assert not os.path.exists(s.directory + "/not-this-one"), "it made one of its own"
         assert ctl(s.path, "stats").returncode == 0
 
         s.wait_for("WATCHDOG=1", 5)
@@ -165,8 +167,8 @@ sys.stdin.read()
 
 
 def needs_no_privilege():
-    """As the unit has it: a user of its own, no capability, /dev/userfaultfd by its mode. In a mount namespace, so that the
-    machine's own device keeps the mode that it has."""
+    """As the unit has it: a user of its own, no capability, /dev/userfaultfd by its mode. In a mount namespace, so that
+    the machine's own device keeps the mode that it has."""
     if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("setpriv"):
         print("# needs root, unshare and setpriv: not tried")
         return
@@ -177,8 +179,9 @@ def needs_no_privilege():
         os.mknod(device, 0o600 | stat.S_IFCHR, os.stat("/dev/userfaultfd").st_rdev)
         os.chmod(device, 0o660)
         os.chown(device, 0, NOBODY)
-        command = (f"mount --bind {device} /dev/userfaultfd && exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups "
-                   f"--inh-caps=-all --bounding-set=-all --no-new-privs {directory}/userksmd --socket {path}")
+        command = (f"mount --bind {device} /dev/userfaultfd && exec setpriv --reuid={NOBODY} --regid={NOBODY} "
+                   f"--clear-groups --inh-caps=-all --bounding-set=-all --no-new-privs "
+                   f"{directory}/userksmd --socket {path}")
         with open(directory + "/log", "wb") as log:
             daemon = subprocess.Popen(["unshare", "--mount", "sh", "-c", command], stderr=log, stdin=subprocess.DEVNULL)
         holders = []
@@ -188,7 +191,8 @@ def needs_no_privilege():
             status = dict(line.split(":", 1) for line in open(f"/proc/{daemon.pid}/status"))
             assert int(status["CapEff"], 16) == 0 and status["Uid"].split()[1] == str(NOBODY), status
             for _ in range(2):
-                holders.append(subprocess.Popen([BUILD / "ctl/ksmctl", "--socket", path, "run", "-q", sys.executable, "-c", HOLDER],
+                holders.append(subprocess.Popen([BUILD / "ctl/ksmctl", "--socket", path, "run", "-q", sys.executable,
+                                                 "-c", HOLDER],
                                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE))
                 assert holders[-1].stdout.readline() == b"loaded\n"
 

@@ -1,5 +1,5 @@
-/* A daemon of canned answers for tests of ksmctl: fake_daemon SOCKET MODE. Listens, prints "ready", serves one connection
- * after the other until it is killed. Modes:
+/* A daemon of canned answers for tests of ksmctl: fake_daemon SOCKET MODE. Listens, prints "ready", serves one
+ * connection after the other until it is killed. Modes:
  *   normal   200 clients (three replies), all counters, tunables that remember what is set; pid 76 is raw,
  *            77 unknown, 78 restores only in part
  *   denied   every change is answered with EPERM
@@ -104,6 +104,12 @@ static void send_tunables(int fd) {
         send_frame(fd, MSG_TUNABLES_REPLY, &reply, t, TUNABLE_MAX_);
 }
 
+static void set_tunable(int fd, const struct msg_tunable_set *set) {
+        int r = is_mode("denied") ? -EPERM : tunable_set(&tunables, (enum tunable_id) set->id, set->value);
+
+        send_done(fd, -r, 0, 0);
+}
+
 static void change(int fd, uint32_t pid) {
         if (is_mode("denied"))
                 send_done(fd, EPERM, 0, 0);
@@ -138,8 +144,7 @@ static void serve(int fd) {
                         send_tunables(fd);
                         break;
                 case MSG_TUNABLE_SET:
-                        send_done(fd, is_mode("denied") ? EPERM : -tunable_set(&tunables, (enum tunable_id) set->id, set->value),
-                                  0, 0);
+                        set_tunable(fd, set);
                         break;
                 case MSG_ADMIN_MERGE:
                 case MSG_ADMIN_UNMERGE:
@@ -163,7 +168,8 @@ int main(int argc, char **argv) {
         tunables_init(&tunables);
         strcpy(address.sun_path, argv[1]);
         listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-        if (listener < 0 || bind(listener, (struct sockaddr *) &address, sizeof(address)) < 0 || listen(listener, 8) < 0) {
+        if (listener < 0 || bind(listener, (struct sockaddr *) &address, sizeof(address)) < 0 ||
+            listen(listener, 8) < 0) {
                 perror(argv[1]);
                 return EXIT_FAILURE;
         }

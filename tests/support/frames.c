@@ -50,7 +50,8 @@ static uint32_t random_int(uint64_t *state) {
 }
 
 /* Extents from the first page of a block on; how many fit is how many there are. */
-static uint32_t random_extents(struct msg_apply *apply, struct extent_element *extent, uint32_t count, uint64_t *state) {
+static uint32_t random_extents(struct msg_apply *apply, struct extent_element *extent, uint32_t count,
+                               uint64_t *state) {
         uint64_t block = random_below(state, ADDRESS_LIMIT >> (KSM_PAGE_SHIFT + BLOCK_SHIFT));
         uint32_t i, page = 0;
 

@@ -92,7 +92,8 @@ static void test_frame_with_fds(void **state) {
         enum codec_error e;
         int fd;
 
-        assert_int_equal(channel_send(f->pair[0], MSG_HELLO, &hello, NULL, 0, (int[]) { f->null_fd, f->pair[0] }, 2), 0);
+        assert_int_equal(channel_send(f->pair[0], MSG_HELLO, &hello, NULL, 0, (int[]) { f->null_fd, f->pair[0] }, 2),
+                         0);
         assert_int_equal(receive(f, &e), 1);
         assert_int_equal(message.frame.type, MSG_HELLO);
         assert_memory_equal(message.frame.body, &hello, sizeof(hello));

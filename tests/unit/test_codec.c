@@ -329,7 +329,8 @@ static void test_client_order(void **state) {
         struct msg_clients_reply reply = { 0 };
         struct frame f;
 
-        assert_int_equal(decode(frame_encode(packet, sizeof(packet), MSG_CLIENTS_REPLY, &reply, c, 3), &f), CODEC_VALUE);
+        assert_int_equal(decode(frame_encode(packet, sizeof(packet), MSG_CLIENTS_REPLY, &reply, c, 3), &f),
+                         CODEC_VALUE);
         c[2].client = 6;
         assert_int_equal(decode(frame_encode(packet, sizeof(packet), MSG_CLIENTS_REPLY, &reply, c, 3), &f), CODEC_OK);
 }
