@@ -243,6 +243,34 @@ static void test_leaving_with_unread_frames(void **state) {
         assert_int_equal(daemon_log_lines(&the_daemon, "disconnected"), before);
 }
 
+/* Ranges where nothing is, where nothing can be, and as large as addresses go: walked in no time, harming nobody. */
+static void test_lies_about_addresses(void **state) {
+        static const struct range_element lies[] = {
+                { UINT64_C(1) << 50, UINT64_C(1) << 30 },              /* no address of this machine: the scan fails */
+                { UINT64_C(1) << 40, UINT64_C(1) << 45 },              /* 32 TiB of nothing */
+                { KSM_PAGE_SIZE, ADDRESS_LIMIT - 2 * KSM_PAGE_SIZE }, /* all there is */
+        };
+        struct counters before, counters;
+        get_counters(bystander_admin, &before);
+        for (unsigned i = 0; i < ARRAY_SIZE(lies); i++) {
+                const struct msg_range_add body = { .n_vmas = 50 };
+                unsigned waited = 0;
+                int fd = agent_connect(&the_daemon, NULL, NULL);
+                assert_int_equal(channel_send(fd, MSG_RANGE_ADD, &body, &lies[i], 1, NULL, 0), 0);
+                do {
+                        (void) usleep(1000);
+                        get_counters(bystander_admin, &counters);
+                        assert_true(waited++ < TEST_BOUND_MSEC);
+                } while (counters.registered_pages == 0);
+                close_fd(fd);
+                do
+                        get_counters(bystander_admin, &counters);
+                while (counters.registered_pages != 0 && waited++ < TEST_BOUND_MSEC);
+                assert_int_equal(counters.registered_pages, 0);
+        }
+        assert_true(counters.daemon_cpu_usec - before.daemon_cpu_usec < 1000000);
+}
+
 static void test_too_many_of_one_user(void **state) {
         int fds[64], n = 0;
         while (n < 38) /* two bystanders, limit 40 */
@@ -385,6 +413,7 @@ int main(int argc, char **argv) {
                 cmocka_unit_test(test_wrong_page_size),
                 cmocka_unit_test(test_reader_that_does_not_read),
                 cmocka_unit_test(test_leaving_with_unread_frames),
+                cmocka_unit_test(test_lies_about_addresses),
                 cmocka_unit_test(test_too_many_of_one_user),
                 cmocka_unit_test(test_silent_connection),
                 cmocka_unit_test(test_random_agents),
