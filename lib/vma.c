@@ -36,7 +36,7 @@ int vma_query(int maps_fd, uint64_t addr, bool next, struct vma *ret) {
                 .flags = q.vma_flags,
                 .offset = q.vma_offset,
                 .inode = q.inode,
-                .anonymous = !q.inode && !named,
+                .anonymous = !q.inode && !named && !own_holds(q.vma_start),
                 .segment = q.inode && !(q.vma_flags & PROCMAP_QUERY_VMA_SHARED) &&
                            strncmp(name, SEGMENT_NAME, strlen(SEGMENT_NAME)) == 0,
         };

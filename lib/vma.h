@@ -10,7 +10,9 @@ struct vma {
         uint64_t flags;  /* PROCMAP_QUERY_VMA_* */
         uint64_t offset; /* of file mappings */
         uint64_t inode;
-        bool anonymous;  /* no file and no name but [heap]: may be merged as far as this tells */
+        /* No file, no name but [heap], and not the agent's own, which may stand where the program had registered memory that libc
+         * unmapped by itself: may be merged as far as this tells. */
+        bool anonymous;
         bool segment;    /* a private mapping of a segment of userksmd (by its memfd name) */
 };
 
