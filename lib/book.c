@@ -71,7 +71,7 @@ struct book_block *book_get(uint64_t block) {
 /* Bits of the block's pages that lie in [start, end). */
 static uint64_t mask_of(uint64_t block, uint64_t start, uint64_t end) {
         uint64_t first = block << BLOCK_SHIFT, from = start >> KSM_PAGE_SHIFT,
-                 to = (end + KSM_PAGE_SIZE - 1) >> KSM_PAGE_SHIFT;
+                 to = (end >> KSM_PAGE_SHIFT) + ((end & (KSM_PAGE_SIZE - 1)) != 0); /* end may be UINT64_MAX */
         uint64_t mask = ~0ULL;
         if (from > first)
                 mask &= ~0ULL << (from - first);
