@@ -27,6 +27,7 @@ enum exit_status {
  * the numbers are its length limits. LEVEL: a syslog level by name. */
 #define OPTIONS(X)                                                                                                    \
         X(socket, STRING, 1, CONFIG_SOCKET_BYTES - 1, CONFIG_DEFAULT_SOCKET, 0, "path to listen on, @NAME for an abstract one") \
+        X(open_to_all, NUMBER, 0, 1, 0, 0, "let every user connect, not only root, the daemon's and group userksm")   \
         X(log_level, LEVEL, 3, 7, 6, 1, "err, warning, notice, info or debug")                                        \
         X(workers, NUMBER, 0, 64, 0, 0, "reading and scanning threads, 0: one a CPU, two to four")                    \
         X(max_clients, NUMBER, 1, 1000000, 10000, 1, "connections in all; the limit of open files may allow fewer")   \
@@ -36,7 +37,7 @@ enum exit_status {
 
 struct config {
         char socket[CONFIG_SOCKET_BYTES];
-        int64_t log_level, workers, max_clients, max_clients_per_uid, fast_read, sandbox;
+        int64_t open_to_all, log_level, workers, max_clients, max_clients_per_uid, fast_read, sandbox;
         struct tunables tunables;
         /* Command line only. */
         bool private_mode, show_help, show_version;

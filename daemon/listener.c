@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,6 +17,8 @@
 #include "daemon/manager.h"
 #include "daemon/session.h"
 
+/* Its members may connect (systemd/userksm.conf of sysusers.d makes it). */
+#define GROUP "userksm"
 /* Agents of a whole machine may connect at once when the daemon comes back. */
 #define LISTEN_BACKLOG 4096
 
@@ -25,14 +28,28 @@ struct listener {
         int fd;
         bool unlink_at_end;
         bool suspended;
+        bool is_closed_abstract;
         dev_t device; /* of the socket file that we made */
         ino_t inode;
 };
+
+/* A socket file has a mode; an abstract name has none. */
+static bool may_connect(const struct listener *l, int fd) {
+        struct ucred peer;
+        socklen_t size = sizeof(peer);
+        if (!l->is_closed_abstract)
+                return true;
+        return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && (peer.uid == 0 || peer.uid == geteuid());
+}
 
 static void on_connection(uv_poll_t *handle, int status, int events) {
         struct listener *l = handle->data;
         for (unsigned i = 0; i < LISTENER_ACCEPTS_PER_TURN; i++) {
                 int fd = accept4(l->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+                if (fd >= 0 && !may_connect(l, fd)) {
+                        close_fd(fd);
+                        continue;
+                }
                 if (fd >= 0) {
                         int r = session_new(l->manager, fd);
                         if (r < 0 && r != -ESRCH)
@@ -77,12 +94,17 @@ static int bind_path(struct listener *l, const char *path) {
         if (abstract)
                 address.sun_path[0] = '\0';
         socklen_t size = (socklen_t) (offsetof(struct sockaddr_un, sun_path) + length + !abstract);
-        /* 0666 by umask, from the first moment: anyone may connect, the kernel tells who it is. */
-        mode_t mask = umask(0111);
+        /* By umask, from the first moment. Who may connect is given a userfaultfd that also stops the kernel's own accesses, which
+         * vm.unprivileged_userfaultfd=0 keeps from users; so it is for the administrator to open it to all. */
+        mode_t mask = umask(l->manager->config.open_to_all ? 0111 : 0117);
         int r = bind(l->fd, (struct sockaddr *) &address, size) < 0 ? -errno : 0;
         (void) umask(mask);
+        l->is_closed_abstract = abstract && !l->manager->config.open_to_all;
         if (r == 0 && !abstract) {
                 struct stat st;
+                const struct group *g = getgrnam(GROUP);
+                if (g && chown(path, (uid_t) -1, g->gr_gid) < 0)
+                        log_warning_errno(errno, "%s: cannot give it to group " GROUP, path);
                 if (stat(path, &st) == 0) {
                         l->device = st.st_dev;
                         l->inode = st.st_ino;

@@ -74,8 +74,9 @@ static void say_hello(struct agent *a) {
         }
         fd = sys_open("/proc/self/comm", O_RDONLY | O_CLOEXEC);
         if (fd >= 0) {
-                long n = sys_pread((int) fd, hello.comm, sizeof(hello.comm) - 1, 0);
-                hello.comm[n > 0 ? n - 1 : 0] = 0; /* the newline */
+                long n = sys_pread((int) fd, text, sizeof(hello.comm), 0);
+                if (n > 0)
+                        memcpy(hello.comm, text, (size_t) n - 1); /* without the newline */
                 sys_close((int) fd);
         }
         hello.n_vmas = a->figures.n_vmas = count_vmas(a);

@@ -86,7 +86,7 @@ static void test_socket_file(void **state) {
         struct stat st;
         daemon_start(&d, NULL);
         assert_int_equal(stat(d.socket, &st), 0);
-        assert_int_equal(st.st_mode & 0777, 0666);
+        assert_int_equal(st.st_mode & 0777, 0660);
         second = d;
         assert_int_equal(daemon_run(&second, NULL), EXIT_STATUS_OS);
         assert_int_equal(daemon_log_lines(&d, "another daemon listens there"), 1);

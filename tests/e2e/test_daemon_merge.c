@@ -33,7 +33,7 @@ static struct daemon_process the_daemon;
 static int admin = -1;
 
 static int setup(void **state) {
-        static const char *const arguments[] = { "--log-level=debug", "--pass_millisecs=10", "--settle_millisecs=20",
+        static const char *const arguments[] = { "--log-level=debug", "--open-to-all=yes", "--pass_millisecs=10", "--settle_millisecs=20",
                                                  "--sleep_millisecs=1", NULL };
         daemon_start(&the_daemon, arguments);
         admin = admin_connect(&the_daemon, NULL);

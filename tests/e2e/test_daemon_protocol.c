@@ -27,7 +27,7 @@ static int bystander_admin = -1, bystander_agent = -1;
 static unsigned violations; /* log lines so far */
 
 static int setup(void **state) {
-        static const char *const arguments[] = { "--log-level=debug", "--max-clients-per-uid=40", NULL };
+        static const char *const arguments[] = { "--log-level=debug", "--open-to-all=yes", "--max-clients-per-uid=40", NULL };
         daemon_start(&the_daemon, arguments);
         bystander_admin = admin_connect(&the_daemon, NULL);
         bystander_agent = agent_connect(&the_daemon, NULL, NULL);

@@ -15,28 +15,40 @@
 #include "lib/book.h"
 #include "tests/lib/rig.h"
 
+/* What page i of the block in test_merge_and_restore holds. */
+static void expect(uint8_t *want, unsigned i) {
+        fill(want, i == 9 ? 7 : i % CONTENTS);
+        if (i == 20)
+                want[0] ^= 1;
+        if (i == 30)
+                want[KSM_PAGE_SIZE - 1] ^= 1;
+}
+
 static void test_merge_and_restore(void **state) {
         uint8_t *b = block_new(), status[64];
         for (unsigned i = 0; i < PAGES; i++)
                 fill(b + i * KSM_PAGE_SIZE, i % CONTENTS);
-        fill(b + 9 * KSM_PAGE_SIZE, 7); /* differs from slot 9 */
+        fill(b + 9 * KSM_PAGE_SIZE, 7);                              /* differs from slot 9 everywhere, */
+        b[20 * KSM_PAGE_SIZE] ^= 1;                                  /* in the first byte, */
+        b[30 * KSM_PAGE_SIZE + KSM_PAGE_SIZE - 1] ^= 1;              /* in the last */
+        const uint64_t differ = 1ULL << 9 | 1ULL << 20 | 1ULL << 30;
         (void) apply(APPLY_MERGE, b, 0, PAGES, 0, status);
         for (unsigned i = 0; i < PAGES; i++)
-                assert_int_equal(status[i], i == 9 ? APPLY_CHANGED : APPLY_OK);
-        assert_int_equal(file_pages(b), ~(1ULL << 9));
+                assert_int_equal(status[i], differ >> i & 1 ? APPLY_CHANGED : APPLY_OK);
+        assert_int_equal(file_pages(b), ~differ);
         uint8_t want[KSM_PAGE_SIZE];
         for (unsigned i = 0; i < PAGES; i++) {
-                fill(want, i == 9 ? 7 : i % CONTENTS);
+                expect(want, i);
                 assert_memory_equal(b + i * KSM_PAGE_SIZE, want, KSM_PAGE_SIZE);
         }
         b[3 * KSM_PAGE_SIZE + 5] ^= 1; /* copy on write */
-        assert_int_equal(file_pages(b), ~(1ULL << 9) & ~(1ULL << 3));
+        assert_int_equal(file_pages(b), ~differ & ~(1ULL << 3));
         (void) apply(APPLY_RESTORE, b, 0, PAGES, 0, status);
         assert_int_equal(status[3], APPLY_PINNED_OR_FORKED);
         assert_int_equal(status[4], APPLY_OK);
         assert_int_equal(file_pages(b), 0);
         for (unsigned i = 0; i < PAGES; i++) {
-                fill(want, i == 9 ? 7 : i % CONTENTS);
+                expect(want, i);
                 if (i == 3)
                         want[5] ^= 1;
                 assert_memory_equal(b + i * KSM_PAGE_SIZE, want, KSM_PAGE_SIZE);
