@@ -5,6 +5,7 @@
  * is synchronous. None may be made while inside map_enter/map_leave: the agent would wait for the caller. */
 #pragma once
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -19,7 +20,12 @@ bool agent_running(void);
 bool agent_has_contexts(void);
 /* In a forked child of a process that had an agent: starts the child's. Called by wrappers at their entry, outside of
  * every lock; a few loads when there is nothing to do. Also where the agent is woken when many notes wait. */
-void agent_ensure_after_fork(void);
+extern _Atomic uint32_t *agent_calm; /* never NULL; 1 = nothing to do. In a page that fork wipes once an agent was started */
+void agent_attend(void);
+static inline void agent_ensure_after_fork(void) {
+        if (__builtin_expect(atomic_load_explicit(agent_calm, memory_order_relaxed) != 1, 0))
+                agent_attend();
+}
 
 /* What the atfork handlers do, for forks that run none (_Fork, raw clone through syscall()). prepare and then exactly one of
  * parent or child, in the forking thread. */

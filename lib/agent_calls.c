@@ -109,6 +109,8 @@ void agent_suspend(bool suspended) {
 
 static void note(enum note_kind kind, uint64_t start, uint64_t length) {
         notes_put((struct note) { .kind = kind, .start = page_floor(start), .end = page_ceil(start + length) });
+        if (notes_crowded())
+                atomic_store(agent_calm, 0);
 }
 
 void agent_note_moved(uint64_t old_start, uint64_t old_length, uint64_t new_start, uint64_t new_length) {

@@ -42,6 +42,8 @@ int fork_mark_process(struct agent_control *c) {
                         return (int) r;
         }
         atomic_store(c->alive, 1);
+        atomic_store(&c->alive[1], 1);
+        agent_calm = &c->alive[1];
         return 0;
 }
 
@@ -142,6 +144,7 @@ static void start_anew(bool libc_knows) {
         atomic_store(&c->state, AGENT_NONE);
         if (had)
                 atomic_store(&c->fork_pending, 1);
+        atomic_store(agent_calm, !had);
 }
 
 void agent_fork_child(void) {
@@ -175,16 +178,20 @@ void control_ready(struct agent_control *c) {
         (void) sys_futex_wake(&c->ready, INT32_MAX);
 }
 
-void agent_ensure_after_fork(void) {
+static _Atomic uint32_t calm_before_any_agent = 1;
+_Atomic uint32_t *agent_calm = &calm_before_any_agent;
+
+void agent_attend(void) {
         struct agent_control *c = agent_control();
-        if (__builtin_expect(!fork_same_process(c), 0))
+        if (!fork_same_process(c))
                 agent_fork_child();
-        if (__builtin_expect(notes_crowded(), 0) && agent_running() && !map_inside()) {
+        if (notes_crowded() && agent_running()) {
+                if (map_inside())
+                        return;
                 struct request r = { .kind = REQUEST_NOTES };
                 (void) mailbox_call(&r, NOTES_ANSWER_USEC);
         }
-        if (__builtin_expect(!atomic_load_explicit(&c->fork_pending, memory_order_relaxed), 1))
-                return;
+        atomic_store(agent_calm, 1);
         if (!atomic_exchange(&c->fork_pending, 0))
                 return;
         int saved = errno;
