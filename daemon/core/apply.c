@@ -199,12 +199,14 @@ static void fill_extents(const struct plan *p, struct core_apply *ret) {
         }
 }
 
-/* run=2: what was about to be merged lets go of its slots. */
-static void drop_matched(struct plan *p) {
+/* Not merging now, and the block has left its queue: what waited there for a transition or a publish settles again, lest
+ * it waits for ever. It lets go of its slots, too. */
+static void drop_planned(struct plan *p) {
         for (unsigned i = 0; i < BLOCK_PAGES; i++) {
                 uint64_t r = block_at(p->c, p->block)->page[i];
+                enum page_state s = record_state(r);
 
-                if (record_state(r) == PAGE_MATCHED)
+                if (s == PAGE_MATCHED || s == PAGE_ZEROABLE || s == PAGE_HASHED)
                         page_fresh(p->c, p->block, i, record_fails(r), p->now_usec);
         }
 }
@@ -224,10 +226,10 @@ static bool plan_block(struct plan *p) {
                         request_unmerged(c, p->cl, 0, 0, true);
                 b->flags &= (uint16_t) ~BLOCK_UNMERGE;
         }
-        if (c->is_unmerging)
-                drop_matched(p);
-        if (c->tunables.run != 1)
+        if (c->tunables.run != 1) {
+                drop_planned(p);
                 return false;
+        }
         if (has_state(b, PAGE_ZEROABLE) && plan_zero(p))
                 return true;
         if (b->flags & (BLOCK_PUBLISH | BLOCK_PUBLISHING))
@@ -277,14 +279,17 @@ bool core_next_apply(struct core *c, uint64_t now_usec, uint32_t window, struct 
 
         apply_wake_due(c, now_usec);
         (void) timer_head(c, TIMER_WAKE, ret_next_usec);
-        if (c->tunables.run == 0)
-                return false;
         for (unsigned n = 0; n < VISITS; n++) {
                 struct client *cl = turn_head(c, TURN_APPLY);
                 uint32_t block;
 
                 if (!cl)
                         return false;
+                /* Stopped: only an unmerge that was asked for goes on. */
+                if (c->tunables.run == 0 && !client_unmerging(c, cl)) {
+                        turn_drop(c, TURN_APPLY);
+                        continue;
+                }
                 if (cl->busy_usec > now_usec) {
                         timer_set(c, cl, TIMER_WAKE, cl->busy_usec);
                         (void) timer_head(c, TIMER_WAKE, ret_next_usec);

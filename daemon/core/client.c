@@ -60,6 +60,7 @@ void core_client_park(struct core *c, uint32_t client, bool parked) {
         if (!cl || cl->is_parked == parked)
                 return;
         cl->is_parked = parked;
+        scan_epoch_update(c, cl);
         if (parked) {
                 turn_remove(c, cl);
                 timer_clear(c, cl, TIMER_SCAN);
@@ -78,8 +79,8 @@ void core_client_gone(struct core *c, uint32_t client) {
         if (!cl)
                 return;
         request_cancel_all(c, cl);
-        scan_epoch_leave(c, cl);
         cl->is_gone = true; /* from here on nothing queues it again */
+        scan_epoch_update(c, cl);
         turn_remove(c, cl);
         for (int k = 0; k < TIMER_KINDS; k++)
                 timer_clear(c, cl, k);
@@ -135,7 +136,8 @@ static void forget_block(struct core *c, uint32_t block, const struct walk *w) {
         uint64_t first = block_at(c, block)->number << BLOCK_SHIFT;
 
         for (unsigned i = 0; i < BLOCK_PAGES; i++)
-                if (first + i >= w->start && first + i < w->end) {
+                if (first + i >= w->start && first + i < w->end &&
+                    record_state(block_at(c, block)->page[i]) != PAGE_NONE) {
                         struct client *cl = block_client(c, block_at(c, block));
                         const struct range *r = range_find(cl, first + i);
 
@@ -209,6 +211,7 @@ int core_range_remove(struct core *c, uint32_t client, uint64_t page, uint64_t n
         r = range_cut(c, cl, page, end);
         if (r < 0)
                 return r;
+        scan_epoch_update(c, cl);
         client_forget(c, cl, page, end);
         return 0;
 }
@@ -225,6 +228,7 @@ int core_range_add(struct core *c, uint32_t client, uint64_t page, uint64_t n_pa
         r = range_put(c, cl, page, end, false);
         if (r < 0)
                 return r;
+        scan_epoch_update(c, cl);
         /* Else the pass that is due or under way finds it, or the one after. */
         if (!cl->is_scanning && !cl->is_parked && cl->timer_pos[TIMER_SCAN] == NIL)
                 scan_schedule(c, cl, 0);

@@ -96,6 +96,8 @@ static void set_run(struct core *c, int64_t run) {
                         continue;
                 for (int k = 0; k < TURN_KINDS; k++)
                         turn_add(c, cl, k);
+                if (cl->requests)
+                        job_add(c, cl); /* a merge on demand ends when merging stops */
                 if (!c->is_unmerging)
                         continue;
                 if (cl->sweep.is_active)

@@ -203,7 +203,7 @@ enum timer_kind { TIMER_SCAN, TIMER_WAKE, TIMER_KINDS };
 struct client {
         uint32_t id, domain;
         bool is_parked, is_gone, is_scanning, is_reading, is_publishing;
-        bool in_pass, is_looking, wants_look, has_counted, in_jobs;
+        bool in_pass, is_looking, wants_look, in_epoch, has_counted, in_jobs;
         uint32_t n_applies, max_map_count, n_vmas;
         struct range *ranges; /* ascending, apart from each other */
         uint32_t n_ranges, ranges_capacity;
@@ -291,7 +291,8 @@ struct core {
         struct request *done, *done_tail;
         double read_tokens;
         uint64_t read_tokens_usec;
-        uint64_t pass_epoch_left; /* clients that have not ended a pass since full_scans went up */
+        /* Clients that passes walk, and those of them that have ended one since full_scans went up. */
+        uint32_t n_epoch_clients, n_epoch_counted;
         bool is_unmerging; /* run=2 */
 
         uint64_t states[PAGE_STATES];
@@ -470,7 +471,8 @@ static inline bool client_unmerging(const struct core *c, const struct client *c
 void scan_schedule(struct core *c, struct client *cl, uint64_t at_usec);
 bool scan_is_unmerged(const struct client *cl, uint64_t page); /* in no range, or in one taken out of merging */
 void scan_sweep_step(struct core *c, struct client *cl, unsigned *budget);
-void scan_epoch_leave(struct core *c, struct client *cl);
+/* To be told when ranges, parking or life of the client changed: full_scans waits only for those that passes walk. */
+void scan_epoch_update(struct core *c, struct client *cl);
 
 /* apply.c */
 void apply_wake_due(struct core *c, uint64_t now_usec);

@@ -116,22 +116,28 @@ static void queue_splice(struct core *c, struct block_queue *to, struct block_qu
         *from = (struct block_queue){ NIL, NIL };
 }
 
-/* full_scans: every client that was there has ended a pass since it last went up. */
+/* full_scans: every client that passes walk has ended one since it last went up. */
 static void epoch_end_of_pass(struct core *c, struct client *cl) {
-        if (!cl->has_counted) {
-                cl->has_counted = true;
-                c->pass_epoch_left++;
-        }
-        if (c->pass_epoch_left < c->n_live_clients)
+        if (!cl->in_epoch)
+                return;
+        c->n_epoch_counted += !cl->has_counted;
+        cl->has_counted = true;
+        if (c->n_epoch_counted < c->n_epoch_clients)
                 return;
         c->counters.full_scans++;
-        c->pass_epoch_left = 0;
+        c->n_epoch_counted = 0;
         for (uint32_t i = pool_next(&c->clients, 0); i != NIL; i = pool_next(&c->clients, i + 1))
                 client_at(c, i)->has_counted = false;
 }
 
-void scan_epoch_leave(struct core *c, struct client *cl) {
-        c->pass_epoch_left -= cl->has_counted;
+void scan_epoch_update(struct core *c, struct client *cl) {
+        bool is_walked = cl->n_ranges > 0 && !cl->is_parked && !cl->is_gone;
+
+        if (is_walked == cl->in_epoch)
+                return;
+        cl->in_epoch = is_walked;
+        c->n_epoch_clients += is_walked ? 1U : -1U;
+        c->n_epoch_counted -= cl->has_counted;
         cl->has_counted = false;
 }
 

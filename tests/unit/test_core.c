@@ -334,6 +334,85 @@ static void test_tunables(void **state) {
         finish(w);
 }
 
+/* Stopped at any moment, work in any state, and started again: all that is equal is merged in the end. */
+static void test_a_stop_loses_nothing(void **state) {
+        for (int run = 0; run <= 2; run += 2)
+                for (unsigned stop_at = 1; stop_at <= 24; stop_at++) {
+                        struct world *w = start(2, 128);
+
+                        for (uint32_t p = 0; p < 2; p++) {
+                                fill(w, p, 0, 40, 1);
+                                world_write(w, p, 50, 77); /* short runs wait longer */
+                                world_write(w, p, 70 + p, 78);
+                                world_write(w, p, 60, 0);
+                        }
+                        world_run(w, stop_at * SECOND / 4 - SECOND / 8);
+                        for (unsigned i = stop_at % 3 * 20; i > 0; i--)
+                                world_step(w); /* some of it in flight */
+                        assert_int_equal(core_tunable_set(w->core, TUNABLE_run, run, w->now_usec), 0);
+                        world_run(w, stop_at * SECOND / 7);
+                        assert_int_equal(core_tunable_set(w->core, TUNABLE_run, 1, w->now_usec), 0);
+                        world_run(w, 40 * SECOND);
+                        assert_int_equal(world_counters(w).pages_sharing, 42);
+                        assert_int_equal(world_counters(w).ksm_zero_pages, 2);
+                        finish(w);
+                }
+}
+
+static void test_requests_end_when_stopped(void **state) {
+        struct world *w = start(2, 256);
+
+        fill(w, 0, 0, 256, 1);
+        fill(w, 1, 0, 256, 1);
+        for (unsigned i = 0; i < 30; i++) {
+                assert_int_equal(core_tunable_set(w->core, TUNABLE_run, 1, w->now_usec), 0);
+                assert_int_equal(core_merge_now(w->core, w->processes[1].client, 0, 256, 100 + i, w->now_usec), 0);
+                world_run(w, i * 500);
+                assert_int_equal(core_tunable_set(w->core, TUNABLE_run, 0, w->now_usec), 0);
+                world_run(w, 1000);
+                assert_int_equal(w->n_events, i + 1);
+                assert_int_equal(w->last_event.cookie, 100 + i);
+        }
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_run, 1, w->now_usec), 0);
+        world_run(w, 6 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, 256);
+        /* An unmerge is carried out all the same. */
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_run, 0, w->now_usec), 0);
+        assert_int_equal(core_unmerge(w->core, w->processes[1].client, 0, 0, 7, w->now_usec), 0);
+        world_run(w, 1000);
+        assert_int_equal(w->last_event.cookie, 7);
+        assert_int_equal(w->last_event.pages, 256);
+        assert_int_equal(world_merged(w, 1), 0);
+        finish(w);
+}
+
+/* Clients that no pass walks do not hold full_scans up. */
+static void test_full_scans(void **state) {
+        struct world *w = start(2, 64);
+        const struct core_client_config config = {};
+        uint32_t idle;
+        int64_t before;
+
+        assert_int_equal(core_client_add(w->core, w->processes[0].domain, &config, &idle), 0);
+        world_run(w, 10 * SECOND + SECOND / 2);
+        assert_in_range(world_counters(w).full_scans, 9, 11);
+        before = world_counters(w).full_scans;
+        core_client_park(w->core, w->processes[0].client, true);
+        world_run(w, 10 * SECOND);
+        assert_in_range(world_counters(w).full_scans, before + 9, before + 11);
+        before = world_counters(w).full_scans;
+        core_client_park(w->core, w->processes[0].client, false);
+        assert_int_equal(core_range_remove(w->core, w->processes[1].client, 0, 64), 0);
+        world_run(w, 10 * SECOND);
+        assert_in_range(world_counters(w).full_scans, before + 9, before + 11);
+        before = world_counters(w).full_scans;
+        world_exit(w, 1);
+        core_client_gone(w->core, idle);
+        world_run(w, 10 * SECOND);
+        assert_in_range(world_counters(w).full_scans, before + 9, before + 11);
+        finish(w);
+}
+
 /* -- no memory: every allocation of a busy history fails once ----------------------------------------------------------- */
 
 struct failing {
@@ -407,6 +486,9 @@ int main(void) {
                 cmocka_unit_test(test_segment_bound),
                 cmocka_unit_test(test_vma_limit_of_the_kernel),
                 cmocka_unit_test(test_tunables),
+                cmocka_unit_test(test_a_stop_loses_nothing),
+                cmocka_unit_test(test_requests_end_when_stopped),
+                cmocka_unit_test(test_full_scans),
                 cmocka_unit_test(test_allocation_failure),
         };
 
