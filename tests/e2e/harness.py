@@ -83,10 +83,11 @@ class Daemon:
 
 
 class Victim:
-    def __init__(self, daemon_or_path, **env):
+    def __init__(self, daemon_or_path, user=None, group=None, **env):
         path = getattr(daemon_or_path, "socket", daemon_or_path)
         self.process = subprocess.Popen([BUILD / "tests/e2e/victim"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        text=True, bufsize=1, env={**os.environ, "USERKSM_SOCKET": path, **env})
+                                        text=True, bufsize=1, env={**os.environ, "USERKSM_SOCKET": path, **env},
+                                        user=user, group=group, extra_groups=None if user is None else [])
         assert self.process.stdout.readline() == "ok\n"
 
     @property
