@@ -119,6 +119,9 @@ int extent_add(struct core *c, uint32_t block, unsigned i, uint32_t slot, unsign
         before = extent_vma_edges(c, b, i);
         extent_at(c, id)->live |= UINT64_C(1) << i;
         slot_share(c, d, slot);
+        /* Asked for before the cleaning of its segment began, which has passed this block by. */
+        if (segment_of(d, slot)->events & SEGMENT_CLEANING)
+                b->flags |= BLOCK_RAGGED;
         page_mark(c, block, i, record(PAGE_MERGED, fails, id));
         account_vmas(c, cl, (int64_t) extent_vma_edges(c, b, i) - before);
         return 0;
