@@ -110,9 +110,13 @@ static void uring_register(struct thread *t, struct uring *u) {
                 return;
         u->region = &torture.regions[REGION_PINNED + REGION_KINDS_ * random_below(t, pinned)];
         u->first = random_below(t, REGION_PAGES / FIXED_PAGES) * FIXED_PAGES;
+        struct run run; /* held: another thread's mprotect would fail it EFAULT, as it should */
+        if (!run_lock(t, &run, u->region, u->first, FIXED_PAGES))
+                return;
         struct iovec v = { u->region->memory + u->first * PAGE, FIXED_PAGES * PAGE };
         int r = io_uring_register_buffers(&u->ring, &v, 1);
         check(r == 0, "io_uring_register_buffers: %s", strerror(-r));
+        run_unlock(&run);
         u->rounds = FIXED_ROUNDS;
 }
 
