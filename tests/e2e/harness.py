@@ -71,7 +71,8 @@ class Daemon:
     def stop(self, number=signal.SIGTERM):
         if self.process and self.process.poll() is None:
             self.process.send_signal(number)
-            self.process.wait(20)
+            status = self.process.wait(20)
+            assert number != signal.SIGTERM or status == 0, f"the daemon ended with status {status}: {self.said()[-4000:]}"
 
     def __enter__(self):
         return self

@@ -183,7 +183,7 @@ static void test_socket_activation(void **state) {
                 if (setenv("LISTEN_PID", pid, 1) < 0 || setenv("LISTEN_FDS", "1", 1) < 0 || dup2(listening, 3) != 3)
                         _exit(126);
                 (void) fcntl(3, F_SETFD, 0);
-                (void) execl(daemon_program_path(), "userksmd", "--log-level=err", DAEMON_SANDBOX, (char *) NULL);
+                (void) execl(daemon_program_path(), "userksmd", "--log-level=err", (char *) NULL);
                 _exit(127);
         }
         memcpy(d.socket, address.sun_path, sizeof(d.socket));

@@ -52,7 +52,6 @@ static void spawn(struct daemon_process *d, const char *const *arguments) {
         }
         argv[n++] = "--socket";
         argv[n++] = d->socket;
-        argv[n++] = DAEMON_SANDBOX;
         for (; arguments && *arguments; arguments++) {
                 assert_true(n < ARGUMENTS_MAX - 1);
                 argv[n++] = *arguments;

@@ -12,13 +12,6 @@
 /* No wait for a result takes longer, however busy the machine. */
 #define TEST_BOUND_MSEC 30000
 
-/* A sanitizer's own system calls are not the daemon's. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define DAEMON_SANDBOX "--sandbox=no"
-#else
-#define DAEMON_SANDBOX "--sandbox=yes"
-#endif
-
 struct daemon_process {
         pid_t pid;
         char directory[64], socket[108], log[96];

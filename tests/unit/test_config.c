@@ -50,7 +50,7 @@ static void test_defaults(void **state) {
         config_init(&c);
         assert_string_equal(c.socket, CONFIG_DEFAULT_SOCKET);
         assert_int_equal(c.log_level, LOG_INFO);
-        assert_int_equal(c.sandbox, 1);
+        assert_int_equal(c.sandbox, CONFIG_DEFAULT_SANDBOX);
         for (int i = 0; i < TUNABLE_MAX_; i++)
                 assert_int_equal(tunable_get(&c.tunables, (enum tunable_id) i), tunable_table[i].def);
 }
