@@ -8,11 +8,13 @@ kernel's userfaultfd, would disturb each other and the answer."""
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
 PARALLEL = ("unit", "sim")
 SKIPPED = 77
+REPORT_CHARS = 8000
 
 
 def suites_of(build):
@@ -35,8 +37,15 @@ def run_suite(build, suite):
                f"--logbase=log-{suite}"]
     if suite not in PARALLEL:
         command.append("--num-processes=1")
+    # A sanitizer's report goes to a file, whichever process it is about and whoever looks at its exit status.
+    reports = pathlib.Path(build, "meson-logs", "sanitizer").resolve()
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir(parents=True)
+    reports.chmod(0o1777)  # some tests change their user
+    log_path = f"log_path={reports}/report"
     # meson fills malloc'ed memory with a random byte unless told not to: pages of programs would differ by run.
-    environment = dict(os.environ, UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1", MALLOC_PERTURB_="0")
+    environment = dict(os.environ, UBSAN_OPTIONS=f"halt_on_error=1:print_stacktrace=1:{log_path}", ASAN_OPTIONS=log_path,
+                       MALLOC_PERTURB_="0")
     log = pathlib.Path(build, "meson-logs", f"log-{suite}.json")
     log.unlink(missing_ok=True)
     status = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment).returncode
@@ -52,6 +61,9 @@ def run_suite(build, suite):
             else:
                 failed += 1
                 print(f"FAILED {record['name']}: {record['result']}", flush=True)
+    for report in sorted(reports.iterdir()):
+        failed += 1
+        print(f"FAILED suite {suite}: a sanitizer's report\n{report.read_text(errors='replace')[:REPORT_CHARS]}", flush=True)
     if status != 0 and failed == 0:
         print(f"FAILED suite {suite}: meson test ended with status {status}", flush=True)
         failed += 1
@@ -71,8 +83,8 @@ def main():
     for build, *wanted in runs:
         known = suites_of(build)
         unknown = [s for s in wanted if s not in known]
-        if unknown and build == runs[0][0]:
-            sys.exit(f"no suite {', '.join(unknown)}; there are: {', '.join(known)}")
+        if unknown:
+            sys.exit(f"{build}: no suite {', '.join(unknown)}; there are: {', '.join(known)}")
         for suite in [s for s in known if not wanted or s in wanted]:
             totals = [a + b for a, b in zip(totals, run_suite(build, suite))]
     print(f"\n{totals[0]} passed, {totals[1]} failed, {totals[2]} skipped")
