@@ -273,8 +273,12 @@ static void on_merge_request(struct client *c, const struct msg_merge_request *b
         }
         q->from_agent = true;
         q->agent_cookie = body->cookie;
-        r = core_merge_now(m->core, c->id, body->start >> KSM_PAGE_SHIFT, body->length >> KSM_PAGE_SHIFT, q->cookie,
-                           now_usec());
+        /* As for administrators (control.c): a request of a client that is left alone would never end. */
+        if (c->raw)
+                r = -EOPNOTSUPP;
+        else
+                r = core_merge_now(m->core, c->id, body->start >> KSM_PAGE_SHIFT, body->length >> KSM_PAGE_SHIFT,
+                                   q->cookie, now_usec());
         if (r < 0)
                 q->error = r;
         else
@@ -308,6 +312,7 @@ static void on_stats(struct client *c, const struct msg_agent_stats *body) {
                 log_notice("client pid %d uid %u (%s) changes mappings without libc: left alone from now on",
                            (int) c->session->peer.pid, c->session->peer.uid, c->comm);
                 core_client_park(c->manager->core, c->id, true);
+                core_requests_cancel(c->manager->core, c->id, -EOPNOTSUPP);
         }
 }
 

@@ -163,7 +163,9 @@ void session_refuse(struct session *s, int error, const char *reason) {
         /* Best effort: the queue of a new connection is empty. */
         if (!s->closing)
                 (void) channel_send(s->fd, MSG_REFUSED, &refused, NULL, 0, NULL, 0);
-        session_close(s, LOG_WARNING, reason);
+        /* A process that ended meanwhile fails every look at it, and nobody is refused anything. */
+        bool has_ended = s->peer.pidfd >= 0 && !peer_is_alive(&s->peer);
+        session_close(s, has_ended ? LOG_DEBUG : LOG_WARNING, reason);
 }
 
 /* -- input ---------------------------------------------------------------------------------------------------------- */

@@ -78,7 +78,7 @@ void core_client_gone(struct core *c, uint32_t client) {
 
         if (!cl)
                 return;
-        request_cancel_all(c, cl);
+        request_cancel_all(c, cl, -ESRCH);
         cl->is_gone = true; /* from here on nothing queues it again */
         scan_epoch_update(c, cl);
         turn_remove(c, cl);

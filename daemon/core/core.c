@@ -61,7 +61,7 @@ struct core *core_free(struct core *c) {
         for (uint32_t i = pool_next(&c->clients, 0); i != NIL; i = pool_next(&c->clients, i + 1)) {
                 struct client *cl = client_at(c, i);
 
-                request_cancel_all(c, cl);
+                request_cancel_all(c, cl, -ESRCH);
                 range_free_all(c, cl);
                 for (int k = 0; k < 2; k++)
                         memory_release(&c->memory, cl->skips[k].items, cl->skips[k].capacity * sizeof(struct skip));

@@ -182,10 +182,13 @@ int core_merge_now(struct core *c, uint32_t client, uint64_t page, uint64_t n_pa
  * registered but are not merged again until the client registers them anew; all clients: core_tunable_set(run, 2). */
 int core_unmerge(struct core *c, uint32_t client, uint64_t page, uint64_t n_pages, uint64_t cookie, uint64_t now_usec);
 
+/* Ends the client's requests with an error: it will take part in none. */
+void core_requests_cancel(struct core *c, uint32_t client, int error);
+
 struct core_event {
         uint64_t cookie;
         uint32_t client;
-        int error;      /* 0; -ESRCH: the client went away */
+        int error;      /* 0; -ESRCH: the client went away; that of core_requests_cancel */
         uint64_t pages; /* merged (merge_now) or restored (unmerge) by this request */
         uint64_t left;  /* unmerge: merged pages that could not be restored */
 };

@@ -458,7 +458,7 @@ bool request_wants_page(const struct core *c, const struct client *cl, uint64_t 
 void request_unmerged(struct core *c, struct client *cl, uint64_t pages, uint64_t left, bool is_end);
 void urgent_add(struct core *c, struct client *cl);
 void urgent_remove(struct core *c, struct client *cl);
-void request_cancel_all(struct core *c, struct client *cl);
+void request_cancel_all(struct core *c, struct client *cl, int error);
 void request_free_all(struct core *c);
 static inline bool client_merging_now(const struct client *cl) {
         return cl->requests && !cl->requests->is_unmerge;

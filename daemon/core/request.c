@@ -62,10 +62,17 @@ static void request_end(struct core *c, struct client *cl, int error) {
                 job_add(c, cl);
 }
 
-void request_cancel_all(struct core *c, struct client *cl) {
+void request_cancel_all(struct core *c, struct client *cl, int error) {
         while (cl->requests)
-                request_end(c, cl, -ESRCH);
+                request_end(c, cl, error);
         urgent_remove(c, cl);
+}
+
+void core_requests_cancel(struct core *c, uint32_t client, int error) {
+        struct client *cl = client_get(c, client);
+
+        if (cl)
+                request_cancel_all(c, cl, error);
 }
 
 void request_free_all(struct core *c) {

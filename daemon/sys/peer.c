@@ -38,7 +38,7 @@ void peer_clear(struct peer *p) {
         p->pidfd = close_fd(p->pidfd);
 }
 
-static bool peer_is_alive(const struct peer *p) {
+bool peer_is_alive(const struct peer *p) {
         struct pollfd fd = { .fd = p->pidfd, .events = POLLIN };
         return p->pidfd >= 0 && poll(&fd, 1, 0) == 0;
 }

@@ -23,6 +23,8 @@ struct peer {
 /* 0 or -errno; -ESRCH: the peer has already exited. Free with peer_clear. */
 int peer_get(int socket_fd, struct peer *ret);
 void peer_clear(struct peer *p);
+/* False also when the kernel gave no pidfd. */
+bool peer_is_alive(const struct peer *p);
 
 /* Writes the key; its size is returned. `serial` must differ for every connection: it makes the key unique when facts
  * are missing. */

@@ -342,11 +342,24 @@ static void test_raw_client_is_left_alone(void **state) {
         struct msg_admin_done done;
         fake_agent_start(&a, &the_daemon);
         const struct msg_agent_stats stats = { .raw_syscalls = 1 };
-        assert_int_equal(channel_send(a.fd, MSG_AGENT_STATS, &stats, NULL, 0, NULL, 0), 0);
         fake_agent_map(&a, 128);
         for (size_t i = 0; i < 128; i++)
                 fill(fake_page(&a, i), i % 64);
+        /* Announced, with a merge on demand under way, and raw, before the daemon can look: it must be answered, too. */
+        const struct msg_merge_request request = { .cookie = 80, .start = (uintptr_t) a.memory,
+                                                   .length = 128 * KSM_PAGE_SIZE };
+        assert_int_equal(kill(the_daemon.pid, SIGSTOP), 0);
         fake_agent_announce(&a);
+        assert_int_equal(channel_send(a.fd, MSG_MERGE_REQUEST, &request, NULL, 0, NULL, 0), 0);
+        assert_int_equal(channel_send(a.fd, MSG_AGENT_STATS, &stats, NULL, 0, NULL, 0), 0);
+        assert_int_equal(kill(the_daemon.pid, SIGCONT), 0);
+        SERVE_UNTIL(a.merge_done, &a);
+        assert_int_equal(a.last_merge_done.cookie, 80);
+        assert_int_equal(a.last_merge_done.error, EOPNOTSUPP);
+        a.merge_done = false;
+        assert_int_equal(channel_send(a.fd, MSG_MERGE_REQUEST, &request, NULL, 0, NULL, 0), 0);
+        SERVE_UNTIL(a.merge_done, &a);
+        assert_int_equal(a.last_merge_done.error, EOPNOTSUPP);
         SERVE_UNTIL(client_state(a.client) == CLIENT_RAW, &a);
         assert_int_equal(now_counters().raw_syscalls, 1);
         admin_request(admin, MSG_ADMIN_UNMERGE, &(struct msg_admin_unmerge){ .pid = (uint32_t) getpid() }, &done);
