@@ -18,7 +18,7 @@
         X(pages_skipped, PAGES, "present pages that a pass did not read because nothing wrote them")                 \
         X(stable_node_chains, COUNT, "contents that needed more than one shared page (max_page_sharing)")            \
         X(stable_node_dups, COUNT, "shared pages in those chains")                                                   \
-        X(general_profit, BYTES, "saved bytes (sharing + zero) less our metadata")                                   \
+        X(general_profit, BYTES, "saved bytes (sharing + zero) less our metadata and dead_bytes")                    \
         X(clients, COUNT, "processes connected")                                                                     \
         X(domains, COUNT, "merge domains in use")                                                                    \
         X(registered_pages, PAGES, "address space registered")                                                       \

@@ -23,7 +23,6 @@ void core_counters(const struct core *c, struct counters *ret) {
         n.stable_node_chains = (int64_t) c->chains;
         n.stable_node_dups = (int64_t) c->dups;
         n.metadata_bytes = (int64_t) c->memory.bytes;
-        n.general_profit = (n.pages_sharing + n.ksm_zero_pages) * (int64_t) KSM_PAGE_SIZE - n.metadata_bytes;
         n.clients = (int64_t) c->n_live_clients;
         n.domains = c->domains.n_items;
         n.registered_pages = (int64_t) c->registered_pages;
@@ -37,6 +36,8 @@ void core_counters(const struct core *c, struct counters *ret) {
         n.segments = (int64_t) c->segments;
         n.segment_bytes = (int64_t) (c->segment_slots_written * KSM_PAGE_SIZE);
         n.dead_bytes = (int64_t) (c->slots_dead * KSM_PAGE_SIZE);
+        /* Dead pages take memory until their segment goes: without us it would be free. */
+        n.general_profit = (n.pages_sharing + n.ksm_zero_pages) * (int64_t) KSM_PAGE_SIZE - n.metadata_bytes - n.dead_bytes;
         *ret = n;
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Who shares what, as the kernel tells it (page frame numbers, maps, PSS, segments), held against the counters: the cap of
+"""Who shares what, as the kernel tells it (page frames, maps, PSS, segments), held against the counters: the cap of
 max_page_sharing, merge domains, VMA budget, unmerge, churn, a restart of the daemon."""
 import os
 import signal

@@ -105,6 +105,12 @@ static void test_copy_on_write(void **state) {
         world_run(w, 2 * SECOND);
         assert_int_equal(world_counters(w).pages_sharing, 56);
         assert_int_equal(world_counters(w).unshares, 8);
+        /* What nobody shares any more still takes memory, and is no profit. */
+        fill(w, 0, 0, 8, 3000);
+        world_run(w, SECOND + SECOND / 2);
+        assert_int_equal(world_counters(w).dead_bytes, 8 * 4096);
+        assert_int_equal(world_counters(w).general_profit,
+                         (56 - 8) * 4096 - world_counters(w).metadata_bytes);
         assert_int_equal(world_counters(w).vmas_used, 4); /* a page copied on write stays in the mapping */
         /* With less than a quarter live the run is restored, and what is equal still merges again. */
         fill(w, 1, 8, 42, 2000);
