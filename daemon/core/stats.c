@@ -37,7 +37,8 @@ void core_counters(const struct core *c, struct counters *ret) {
         n.segment_bytes = (int64_t) (c->segment_slots_written * KSM_PAGE_SIZE);
         n.dead_bytes = (int64_t) (c->slots_dead * KSM_PAGE_SIZE);
         /* Dead pages take memory until their segment goes: without us it would be free. */
-        n.general_profit = (n.pages_sharing + n.ksm_zero_pages) * (int64_t) KSM_PAGE_SIZE - n.metadata_bytes - n.dead_bytes;
+        n.general_profit = (n.pages_sharing + n.ksm_zero_pages) * (int64_t) KSM_PAGE_SIZE;
+        n.general_profit -= n.metadata_bytes + n.dead_bytes;
         *ret = n;
 }
 
