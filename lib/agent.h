@@ -18,6 +18,9 @@ int agent_start(const char *socket_path, unsigned flags);
 bool agent_running(void);
 /* True when the agent hears discards (it has userfaultfds): false until a daemon was met once in this process. */
 bool agent_has_contexts(void);
+/* True in a thread while it makes one of the agent's threads: a pthread_create of the shim passes that on as it is. */
+extern __thread bool agent_making_thread __attribute__((tls_model("initial-exec")));
+#define AGENT_THREADS 2U /* the agent and its watchdog */
 /* In a forked child of a process that had an agent: starts the child's. Called by wrappers at their entry, outside of
  * every lock; a few loads when there is nothing to do. Also where the agent is woken when many notes wait. */
 extern _Atomic uint32_t *agent_calm; /* never NULL; 1 = nothing to do. In a page that fork wipes once an agent was started */

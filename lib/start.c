@@ -15,6 +15,7 @@
 #include "common/cleanup.h"
 
 static struct agent_control control;
+__thread bool agent_making_thread __attribute__((tls_model("initial-exec")));
 
 /* The writable data of every shared object: libc's and this library's are the agent's own memory, and libc unmaps the others
  * (dlclose) by calls of its own. The program itself may be merged. */
@@ -53,7 +54,9 @@ static int create_thread(void) {
         int r = pthread_attr_setstack(&attr, control.stack, AGENT_STACK_BYTES);
         if (r == 0) {
                 pthread_sigmask(SIG_SETMASK, &all, &old);
+                agent_making_thread = true;
                 r = pthread_create(&thread, &attr, agent_main, NULL);
+                agent_making_thread = false;
                 pthread_sigmask(SIG_SETMASK, &old, NULL);
         }
         pthread_attr_destroy(&attr);

@@ -25,7 +25,8 @@ struct figures {
 
 struct agent {
         /* kernel's view of ourselves */
-        int maps_fd, smaps_fd, statm_fd, pagemap_fd, mem_fd;
+        int maps_fd, smaps_fd, statm_fd, stat_fd, pagemap_fd, mem_fd;
+        uint64_t alone_at_usec;
         /* track: write tracking of anonymous ranges. shared: merged runs. guard: armed only in a transition. spare: the
          * destination of moves (scratch), without events. */
         struct context track, shared, guard, spare;

@@ -5,6 +5,7 @@
 #include <signal.h>
 
 #include "common/cleanup.h"
+#include "lib/agent.h"
 #include "lib/sys.h"
 
 #define WATCH_PERIOD_USEC 5000U  /* a move takes at most some 100 us; long enough not to cost */
@@ -71,8 +72,10 @@ int watch_start(struct watch *w) {
         pthread_attr_init(&attr);
         pthread_t thread;
         int r = pthread_attr_setstack(&attr, w->stack, WATCH_STACK_BYTES);
+        agent_making_thread = true;
         if (r == 0)
                 r = pthread_create(&thread, &attr, watch_main, w); /* signals: blocked, as the agent's are */
+        agent_making_thread = false;
         pthread_attr_destroy(&attr);
         if (r != 0) {
                 own_free(w->stack, WATCH_STACK_BYTES);

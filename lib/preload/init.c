@@ -39,6 +39,7 @@ __attribute__((constructor)) static void shim_init(void) {
         int saved = errno;
         real_resolve_all();
         syscall_route_init();
+        thread_count_init();
         /* Gives the main thread its word of the mapping lock before any vfork can share it. */
         map_enter();
         map_leave();

@@ -105,6 +105,8 @@ size_t bootstrap_size(const void *p);
 
 /* -- the lock, as the wrappers use it -- */
 
+void thread_count_init(void); /* thread.c, from the constructor */
+
 static inline void enter(void) {
         agent_ensure_after_fork();
         map_enter();

@@ -4,7 +4,10 @@
  * dlopen is not interposed: it looks at its caller for RUNPATH, and it unmaps nothing that could have been merged. */
 #include <dlfcn.h>
 #include <errno.h>
+#include <limits.h>
+#include <stdatomic.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 
 #include "lib/preload/preload.h"
 
@@ -24,6 +27,50 @@ static void note_own_stack(void) {
         errno = saved;
 }
 
+/* -- the end of the last thread ------------------------------------------------------------------------------------
+ *
+ * libc ends the process when its last thread ends by pthread_exit (or by returning in a forked child's thread); the agent's
+ * threads would keep it alive. So the program's threads are counted, and the last one calls exit(0) as libc would, from the
+ * last round of its thread-specific destructors. */
+
+static pthread_key_t last_key;
+static bool has_last_key;
+static _Atomic int n_threads = 1;
+
+/* Threads that libc made for itself (timers, asynchronous I/O) are not counted, so the kernel is asked as well. */
+static bool only_agent_is_left(void) {
+        struct stat st;
+        bool is_leader = gettid() == getpid();
+        nlink_t expected = 2 + 1 + AGENT_THREADS + !is_leader; /* . and .., this thread, a leader that has ended is still there */
+        return stat("/proc/self/task", &st) == 0 && st.st_nlink <= expected;
+}
+
+static void on_thread_end(void *round) {
+        if ((uintptr_t) round < PTHREAD_DESTRUCTOR_ITERATIONS) {
+                (void) pthread_setspecific(last_key, (void *) ((uintptr_t) round + 1));
+                return;
+        }
+        if (atomic_fetch_sub(&n_threads, 1) == 1 && agent_running() && only_agent_is_left())
+                exit(0);
+}
+
+static void on_fork_child(void) {
+        atomic_store(&n_threads, 1);
+}
+
+static void count_this_thread(void) {
+        if (has_last_key)
+                (void) pthread_setspecific(last_key, (void *) 1);
+}
+
+void thread_count_init(void) {
+        has_last_key = pthread_key_create(&last_key, on_thread_end) == 0;
+        count_this_thread();
+        (void) pthread_atfork(NULL, NULL, on_fork_child);
+}
+
+/* -- threads ------------------------------------------------------------------------------------------------------- */
+
 struct thread_start {
         void *(*routine)(void *);
         void *argument;
@@ -32,20 +79,26 @@ struct thread_start {
 static void *thread_main(void *p) {
         struct thread_start start = *(struct thread_start *) p;
         free(p);
+        count_this_thread();
         note_own_stack();
         return start.routine(start.argument);
 }
 
 SHIM_EXPORT int pthread_create(pthread_t *ret, const pthread_attr_t *attr, void *(*routine)(void *), void *argument) {
+        if (agent_making_thread)
+                return REAL(pthread_create)(ret, attr, routine, argument);
         struct thread_start *start = malloc(sizeof(*start));
         if (!start)
                 return EAGAIN;
         *start = (struct thread_start) { routine, argument };
+        atomic_fetch_add(&n_threads, 1);
         enter();
         int r = REAL(pthread_create)(ret, attr, thread_main, start);
         leave();
-        if (r != 0)
+        if (r != 0) {
+                atomic_fetch_sub(&n_threads, 1);
                 free(start);
+        }
         return r;
 }
 
@@ -57,6 +110,7 @@ struct c11_start {
 static int c11_main(void *p) {
         struct c11_start start = *(struct c11_start *) p;
         free(p);
+        count_this_thread();
         note_own_stack();
         return start.routine(start.argument);
 }
@@ -66,11 +120,14 @@ SHIM_EXPORT int thrd_create(thrd_t *ret, thrd_start_t routine, void *argument) {
         if (!start)
                 return thrd_nomem;
         *start = (struct c11_start) { routine, argument };
+        atomic_fetch_add(&n_threads, 1);
         enter();
         int r = REAL(thrd_create)(ret, c11_main, start);
         leave();
-        if (r != thrd_success)
+        if (r != thrd_success) {
+                atomic_fetch_sub(&n_threads, 1);
                 free(start);
+        }
         return r;
 }
 
