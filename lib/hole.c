@@ -219,8 +219,8 @@ static enum apply_status place_run(struct hole *h, unsigned at, unsigned n) {
                 (void) sys_madvise(start, end - start, MADV_DONTFORK);
         delay_point(a);
         /* Populated before it is in place, a run would never fuse with its neighbours; registered before it is populated, it
-         * does. Failing here costs the tracking of later writes and the exactness of raw discards, never bytes: no
-         * more transitions then. */
+         * does. When the kernel has no memory for that (a few hundred bytes), later writes are not tracked and
+         * a discard of these pages is not heard: no more transitions then, and docs/agent.md says so. */
         if (context_register(&a->shared, start, end, UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MINOR) < 0)
                 a->raw = true;
         delay_point(a);
