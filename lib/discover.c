@@ -10,7 +10,9 @@
 #include "lib/vma.h"
 
 #define DISCOVER_PERIOD_USEC 1000000U
-/* Even when the size stands still, mappings may have been exchanged. */
+/* Also when the size stands still, because mappings may have been exchanged (a large block freed, one of the same size
+ * allocated): as often as a walk costs at most this share of the time, but every ten seconds whatever it costs. */
+#define DISCOVER_WALK_COST_FACTOR 200U
 #define DISCOVER_WALK_USEC 10000000U
 /* A walk that finds something new may read smaps: it takes at most this share of the time. */
 #define DISCOVER_COST_FACTOR 20U
@@ -87,9 +89,9 @@ void discover_step(struct agent *a, uint64_t now) {
         if (pages == a->last_vm_pages && now < a->walk_at_usec)
                 return;
         a->last_vm_pages = pages;
-        a->walk_at_usec = now + DISCOVER_WALK_USEC;
         uint32_t n_new = 0;
         a->figures.n_vmas = walk(a, count_new, &n_new);
+        a->walk_at_usec = now + MIN((now_usec() - now) * DISCOVER_WALK_COST_FACTOR, (uint64_t) DISCOVER_WALK_USEC);
         if (!n_new)
                 return;
         if (registry_read_special(a) == 0)
