@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "lib/maplock.h"
+#include "lib/watch.h"
 
 struct agent A;
 
@@ -34,6 +35,7 @@ int rig_setup(void **state) {
         A.mem_fd = open("/proc/self/mem", O_RDONLY);
         A.expected = own_alloc(BLOCK_BYTES);
         A.text = own_alloc(TEXT_BUFFER_BYTES);
+        assert_int_equal(watch_start(&A.watch), 0); /* or a move that the kernel repeats would never end */
         assert_int_equal(agent_open_contexts(&A, device), 0);
         close(device);
 
