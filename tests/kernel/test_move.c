@@ -1,6 +1,7 @@
 /* UFFDIO_MOVE: what it moves, what it refuses and how it reports. The transitions merge and zero (lib/) stand on these. */
 #include <fcntl.h>
 #include <signal.h>
+#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -149,7 +150,18 @@ static void move_refuses_pages_shared_by_fork_until_written(void) {
 }
 
 /* What the agent does with such a page when nobody else maps it any more (pagemap bit 56): no byte changes, no copy. */
+/* A page that was just allocated is referenced by its CPU's list of pages not yet on the LRU; the write fault empties the
+ * list of the CPU that it runs on only. */
+static void stay_on_this_cpu(void) {
+        cpu_set_t cpus;
+
+        CPU_ZERO(&cpus);
+        CPU_SET((unsigned) sched_getcpu(), &cpus);
+        CHECK(sched_setaffinity(0, sizeof(cpus), &cpus) == 0);
+}
+
 static void populate_write_makes_a_page_exclusive_again_without_a_copy(void) {
+        stay_on_this_cpu();
         struct move_test t = prepare(2, 35);
         uint64_t pfn = page_pfn(t.run), *second = page_at(t.run, 1);
         int ready[2];
