@@ -2,7 +2,6 @@
 
 QEMU itself offers its guests' RAM with MADV_MERGEABLE, so it runs without merge-any: the shim catches that call. Each
 guest checks its files in a loop and prints the result on its serial console; the host knows the right answer."""
-import gzip
 import hashlib
 import os
 import pathlib
@@ -12,7 +11,8 @@ import shutil
 import subprocess
 import tempfile
 
-from measure import Skip, Wrong, spawn, stop, wait_until
+from guest import HERE, add_busybox, kernel_image, pack_initramfs, qemu_command
+from measure import Wrong, spawn, stop, wait_until
 
 GUESTS = 3
 GUEST_MIB = 384
@@ -21,10 +21,6 @@ FILES = 20
 # TCG on a busy machine of two cores: generous, only a bound.
 BOOT_SECONDS = 240
 ROUND_SECONDS = 180
-# Without cmpxchg16b: TCG of QEMU 7.2 (Debian 12) leaves garbage in the flags register after that instruction when an
-# interrupt comes at the wrong time, and about every second Linux 6.12 guest dies of it while booting.
-CPU = "qemu64,-cx16"
-HERE = pathlib.Path(__file__).parent
 LINE = re.compile(r"userksm-guest round (\d+) sum ([0-9a-f]{32}) own (\w+)\s*$")
 
 
@@ -40,33 +36,12 @@ def expected_sum():
 
 
 def build_initramfs(directory):
-    busybox = shutil.which("busybox")
-    if not busybox or not shutil.which("cpio"):
-        raise Skip("busybox-static or cpio is not installed")
-    if b"/ld-linux" in pathlib.Path(busybox).read_bytes()[:4096]:
-        raise Skip("busybox is not the static one (package busybox-static)")
     root = pathlib.Path(directory) / "root"
-    for name in ("bin", "proc", "sys", "dev"):
-        (root / name).mkdir(parents=True)
-    shutil.copy(busybox, root / "bin/busybox")
+    add_busybox(root)
     shutil.copy(HERE / "guest-init", root / "init")
     (root / "init").chmod(0o755)
     (root / "blob").write_bytes(common_blob())
-    names = "\n".join(str(p.relative_to(root)) for p in sorted(root.rglob("*")))
-    archive = subprocess.run(["cpio", "-o", "-H", "newc", "--quiet"], cwd=root, input=names.encode(),
-                             capture_output=True, check=True)
-    path = pathlib.Path(directory) / "initramfs.gz"
-    path.write_bytes(gzip.compress(archive.stdout, 1))
-    shutil.rmtree(root)
-    return path
-
-
-def kernel_image():
-    result = subprocess.run([HERE / "fetch-kernel"], capture_output=True, text=True)
-    if result.returncode == 77:
-        raise Skip("guest kernel: " + result.stderr.strip().rsplit("\n", 1)[-1])
-    result.check_returncode()
-    return result.stdout.strip()
+    return pack_initramfs(root, pathlib.Path(directory) / "initramfs.gz")
 
 
 class QemuSet:
@@ -81,19 +56,14 @@ class QemuSet:
 
     def start(self, engine):
         self.engine = engine
-        qemu = shutil.which("qemu-system-x86_64")
-        if not qemu:
-            raise Skip("qemu-system-x86_64 is not installed")
         kernel = kernel_image()
         self.expected = expected_sum()
         self.directory = tempfile.mkdtemp(prefix="userksm-qemu-")
         initramfs = build_initramfs(self.directory)
         for n in range(GUESTS):
             self.consoles.append(os.path.join(self.directory, f"console.{n}"))
-            argv = [qemu, "-accel", "tcg,thread=single", "-machine", "pc", "-cpu", CPU, "-m", GUEST_MIB,
-                    "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial",
-                    f"file:{self.consoles[n]}", "-kernel", kernel, "-initrd", initramfs, "-append",
-                    f"console=ttyS0 quiet panic=-1 userksm.files={FILES} userksm.guest={n}"]
+            argv = qemu_command(kernel, initramfs, self.consoles[n], GUEST_MIB,
+                                f"userksm.files={FILES} userksm.guest={n}")
             with open(os.path.join(self.directory, f"qemu.{n}.log"), "w") as log:
                 self.processes.append(spawn(engine.command(argv, self.merge_any), engine.environment(self.merge_any),
                                             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT))
