@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/fault.h"
 #include "common/log.h"
 #include "daemon/session.h"
 
@@ -33,6 +34,7 @@ static void set_parked(struct client *c, bool parked) {
         log_debug("client pid %d uid %u %s", (int) c->session->peer.pid, c->session->peer.uid,
                   parked ? "does not answer, parked" : "answers again");
         core_client_park(c->manager->core, c->id, parked || c->raw);
+        fault_point(FAULT_client_parked);
 }
 
 /* The slot of id in the sorted array, or where it belongs. */
@@ -75,6 +77,7 @@ static int send_segment(struct client *c, uint32_t id) {
         memmove(c->segments + i + 1, c->segments + i, (c->n_segments - i) * sizeof(*c->segments));
         c->segments[i] = id;
         c->n_segments++;
+        fault_point(FAULT_segment_sent);
         return 0;
 }
 
@@ -113,8 +116,10 @@ static int try_apply(struct client *c, const struct core_apply *apply, uint64_t 
                         return r;
         }
         int r = session_send(c->session, MSG_APPLY, &body, elements, apply->n_extents, -1);
-        if (r == 0)
+        if (r == 0) {
                 c->applies[c->n_applies++] = (struct client_apply){ apply->op, now };
+                fault_point(FAULT_apply_sent);
+        }
         return r;
 }
 
@@ -131,6 +136,7 @@ void client_merge_done(struct session *s, uint64_t agent_cookie, uint64_t saved_
         if (s->client)
                 s->client->n_merges--;
         (void) session_send(s, MSG_MERGE_DONE, &body, NULL, 0, -1);
+        fault_point(FAULT_merge_told);
 }
 
 /* -- life ------------------------------------------------------------------------------------------------------------ */
@@ -168,6 +174,7 @@ void client_hello(struct session *s, struct channel_message *message) {
         struct manager *m = s->manager;
         const struct msg_hello *hello = message->frame.body;
         const char *reason;
+        fault_point(FAULT_hello_come);
         if (hello->page_size != KSM_PAGE_SIZE) {
                 session_refuse(s, EINVAL, "page size is not 4096");
                 return;
@@ -189,8 +196,10 @@ void client_hello(struct session *s, struct channel_message *message) {
         memcpy(c->comm, hello->comm, sizeof(hello->comm));
         int pagemap_fd = channel_take_fd(message, 0), mem_fd = channel_take_fd(message, 1);
         int r = process_new(&s->peer, pagemap_fd, mem_fd, &c->process, &reason);
-        if (r == 0)
+        if (r == 0) {
+                fault_point(FAULT_hello_held);
                 r = register_client(c, hello);
+        }
         if (r < 0) {
                 process_unref(c->process);
                 store_domain_unref(c->domain);
@@ -202,8 +211,10 @@ void client_hello(struct session *s, struct channel_message *message) {
         peer_clear(&s->peer); /* the process has its own pidfd; pid and uid stay for the log */
         log_debug("client %u: pid %d uid %u (%s) domain %u", c->id, (int) s->peer.pid, s->peer.uid, c->comm,
                   c->domain->id);
+        fault_point(FAULT_hello_known);
         struct msg_welcome welcome = { .client = c->id };
         (void) session_send(s, MSG_WELCOME, &welcome, NULL, 0, m->uffd_device);
+        fault_point(FAULT_welcomed);
 }
 
 static void keep_totals(struct client *c) {
@@ -250,6 +261,7 @@ static void on_ranges(struct client *c, const struct frame *f) {
                         log_full_errno(r == -ENOMEM ? LOG_WARNING : LOG_DEBUG, r, "client pid %d: %s",
                                        (int) c->session->peer.pid, message_name((uint16_t) f->type));
         }
+        fault_point(FAULT_ranges_come);
         if (f->type != MSG_RANGE_ADD)
                 return;
         core_client_set_vmas(core, c->id, ((const struct msg_range_add *) f->body)->n_vmas);
@@ -283,6 +295,7 @@ static void on_merge_request(struct client *c, const struct msg_merge_request *b
                 q->error = r;
         else
                 q->n_waiting++;
+        fault_point(FAULT_merge_asked);
         request_armed(&m->requests, q);
 }
 
@@ -290,7 +303,9 @@ static void on_applied(struct client *c, const struct msg_applied *body) {
         for (unsigned i = 0; i < c->n_applies; i++)
                 if (c->applies[i].op == body->op) {
                         c->applies[i] = c->applies[--c->n_applies];
+                        fault_point(FAULT_applied_come);
                         core_apply_done(c->manager->core, body->op, now_usec(), body->status, 0);
+                        fault_point(FAULT_applied_known);
                         return;
                 }
         violation(c, "APPLIED for a transition that was not asked for");
@@ -307,6 +322,7 @@ static void on_stats(struct client *c, const struct msg_agent_stats *body) {
         }
         c->stats = *body;
         core_client_set_vmas(c->manager->core, c->id, body->n_vmas);
+        fault_point(FAULT_stats_come);
         if (body->raw_syscalls && !c->raw) {
                 c->raw = true;
                 log_notice("client pid %d uid %u (%s) changes mappings without libc: left alone from now on",
@@ -340,6 +356,7 @@ void client_frame(struct client *c, struct channel_message *message) {
                         violation(c, "PONG without a PING");
                 else
                         c->ping_usec = 0;
+                fault_point(FAULT_pong_come);
                 break;
         default:
                 violation(c, "a second HELLO");
@@ -354,6 +371,7 @@ static void ping(struct client *c, uint64_t now) {
         struct msg_ping body = { .cookie = ++c->ping_cookie };
         c->ping_usec = now;
         (void) session_send(c->session, MSG_PING, &body, NULL, 0, -1);
+        fault_point(FAULT_ping_sent);
 }
 
 bool client_is_fresh(struct client *c, uint64_t now) {

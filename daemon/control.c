@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/fault.h"
 #include "common/log.h"
 #include "daemon/client.h"
 #include "daemon/session.h"
@@ -28,6 +29,7 @@ static void done(struct session *s, int error, uint64_t pages, uint64_t left) {
 
 void control_request_done(struct session *s, int error, uint64_t pages, uint64_t left) {
         done(s, error, pages, left);
+        fault_point(FAULT_admin_told);
         session_pause(s, false);
 }
 
@@ -108,6 +110,7 @@ static void set_tunable(struct session *s, const struct msg_tunable_set *body) {
                 return;
         }
         int r = core_tunable_set(s->manager->core, (enum tunable_id) body->id, body->value, now_usec());
+        fault_point(FAULT_tunable_set);
         if (r == 0)
                 log_info("%s set to %lld by pid %d uid %u", tunable_table[body->id].name, (long long) body->value,
                          (int) s->peer.pid, s->peer.uid);
@@ -148,6 +151,7 @@ static void start_request(struct session *s, uint32_t pid, bool merge) {
         }
         if (n == 0 && pid)
                 q->error = -ESRCH;
+        fault_point(FAULT_admin_asked);
         request_armed(&m->requests, q);
 }
 

@@ -12,6 +12,7 @@
 #include <systemd/sd-daemon.h>
 #include <uv.h>
 
+#include "common/fault.h"
 #include "common/log.h"
 #include "daemon/bounds.h"
 #include "daemon/manager.h"
@@ -51,6 +52,7 @@ static void on_connection(uv_poll_t *handle, int status, int events) {
                         continue;
                 }
                 if (fd >= 0) {
+                        fault_point(FAULT_accepted);
                         int r = session_new(l->manager, fd);
                         if (r < 0 && r != -ESRCH)
                                 log_warning_errno(r, "cannot serve a new connection");

@@ -2,7 +2,10 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
 
+#include "common/fault.h"
 #include "common/kernel.h"
 #include "common/log.h"
 #include "daemon/config.h"
@@ -36,6 +39,24 @@ static int open_uffd_device(void) {
         return fd;
 }
 
+static void *map_faults(const char *path, size_t length) {
+        int fd = open(path, O_RDWR | O_CLOEXEC);
+        void *p = fd < 0 ? MAP_FAILED : mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        close_fd(fd);
+        return p == MAP_FAILED ? NULL : p;
+}
+
+/* Who may set our environment starts us, and could as well not. An operator must see it all the same. */
+static int arm_faults(void) {
+        const char *specification = secure_getenv("USERKSM_FAULT");
+        int r = fault_arm(specification, map_faults);
+        if (r < 0)
+                log_errno(r, "USERKSM_FAULT=%s", specification);
+        else if (fault_page)
+                log_warning("USERKSM_FAULT=%s: this daemon is under test and will fail on purpose", specification);
+        return r;
+}
+
 int main(int argc, char **argv) {
         struct config config;
         struct config_error error;
@@ -58,12 +79,16 @@ int main(int argc, char **argv) {
         /* A log reader that went away must not take the daemon with it; sockets are written with MSG_NOSIGNAL. */
         (void) signal(SIGPIPE, SIG_IGN);
 
+        if (arm_faults() < 0)
+                return EXIT_STATUS_USAGE;
+        fault_point(FAULT_daemon_configured);
         status = preflight();
         if (status)
                 return status;
         int uffd_device = open_uffd_device();
         if (uffd_device < 0)
                 return EXIT_STATUS_UNAVAILABLE;
+        fault_point(FAULT_daemon_probed);
         if (manager_new(&config, argc, argv, uffd_device, &manager) < 0)
                 return EXIT_STATUS_OS;
         int r = manager_run(manager);

@@ -7,6 +7,7 @@
 #include <sys/random.h>
 #include <sys/resource.h>
 
+#include "common/fault.h"
 #include "common/log.h"
 #include "daemon/client.h"
 #include "daemon/bounds.h"
@@ -157,6 +158,7 @@ static void on_watchdog(uv_timer_t *handle) {
 void manager_stop(struct manager *m) {
         m->stopping = true;
         uv_stop(&m->loop);
+        fault_point(FAULT_stop_asked);
 }
 
 static void on_stop_signal(uv_signal_t *handle, int signum) {
@@ -174,6 +176,7 @@ static void on_reload(uv_signal_t *handle, int signum) {
         if (config_load(&fresh, m->argc, m->argv, &error) != 0)
                 log_error("%s; configuration stays as it was", error.text);
         else {
+                fault_point(FAULT_reload_read);
                 const char *fixed = config_fixed_difference(&m->config, &fresh);
                 if (fixed)
                         log_warning("%s: changed only by a restart", fixed);
@@ -187,6 +190,7 @@ static void on_reload(uv_signal_t *handle, int signum) {
                         if (value != tunable_get(core_tunables(m->core), (enum tunable_id) i))
                                 (void) core_tunable_set(m->core, (enum tunable_id) i, value, now_usec());
                 }
+                fault_point(FAULT_reload_applied);
                 log_info("configuration read again");
         }
         notify_ready();
@@ -324,6 +328,7 @@ static int start_workers(struct manager *m) {
                 if (r < 0)
                         return r;
         }
+        fault_point(FAULT_daemon_sandboxed);
         int r = workers_new(n_workers(&m->config), scanner_scratch_bytes(), wake_loop, m, &m->workers);
         if (r < 0)
                 return r;
@@ -352,6 +357,7 @@ int manager_new(const struct config *config, int argc, char **argv, int uffd_dev
         if (r == 0)
                 r = listener_new(m, &m->listener);
         if (r == 0) {
+                fault_point(FAULT_daemon_listening);
                 r = start_workers(m);
                 if (r < 0)
                         log_errno(r, "sandbox and workers");
@@ -369,6 +375,7 @@ int manager_run(struct manager *m) {
                 manager_watch(m);
         log_info("userksmd " USERKSM_VERSION " on %s, %u workers, at most %u clients", m->config.socket,
                  workers_n_running(m->workers), (unsigned) MIN((int64_t) m->max_sessions, m->config.max_clients));
+        fault_point(FAULT_daemon_ready);
         notify_ready();
         int r = uv_run(&m->loop, UV_RUN_DEFAULT);
         notify_stopping();
@@ -386,11 +393,14 @@ struct manager *manager_free(struct manager *m) {
                 return NULL;
         m->stopping = true;
         m->listener = listener_free(m->listener);
+        fault_point(FAULT_stop_deaf);
         while (m->sessions)
                 session_close(m->sessions, LOG_DEBUG, NULL);
+        fault_point(FAULT_stop_alone);
         /* A worker that hangs on a client's memory may use its job for ever: all of it is left to the exit. */
         if (m->workers && workers_stop(m->workers) < 0)
                 return NULL;
+        fault_point(FAULT_stop_idle);
         if (m->scanner)
                 on_jobs(&m->jobs_done);
         if (m->loop_ready) {
@@ -403,6 +413,7 @@ struct manager *manager_free(struct manager *m) {
         m->workers = workers_free(m->workers);
         store_done(&m->store);
         m->core = core_free(m->core);
+        fault_point(FAULT_stop_freed);
         IDMAP_FOREACH(&m->accounts, e)
                 free(e->value);
         idmap_clear(&m->accounts);

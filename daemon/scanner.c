@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/fault.h"
 #include "common/log.h"
 #include "daemon/client.h"
 #include "daemon/bounds.h"
@@ -81,6 +82,7 @@ static void run_scan(struct worker_job *base, void *userdata) {
                 j->n_runs = 0;
                 return;
         }
+        fault_point(FAULT_scan_walked);
         for (size_t i = 0; i < j->n_runs; i++) {
                 uint64_t c = regions[i].categories;
                 j->runs[i] = (struct core_run){
@@ -111,6 +113,7 @@ static void run_read(struct worker_job *base, void *userdata) {
                 i += n;
         }
         j->error = 0;
+        fault_point(FAULT_read_hashed);
 }
 
 /* The hash is taken from the slot, after the copy: the page may change while it is copied, the slot never again. */
@@ -130,6 +133,7 @@ static void run_publish(struct worker_job *base, void *userdata) {
                 r->status = CORE_READ_OK;
                 r->hash = digest_page(&j->domain->secret, slot);
         }
+        fault_point(FAULT_publish_written);
 }
 
 /* -- governor ------------------------------------------------------------------------------------------------------------ */
@@ -179,12 +183,15 @@ static void answer(struct scanner *s, struct job *j, bool failed, uint64_t now) 
                         core_scan_done(core, j->op, now, NULL, 0, j->scan.page + j->scan.n_pages, -ETIMEDOUT);
                 else
                         core_scan_done(core, j->op, now, j->runs, j->n_runs, j->end_page, j->error);
+                fault_point(FAULT_scan_known);
                 break;
         case JOB_READ:
                 core_read_done(core, j->op, now, results);
+                fault_point(FAULT_read_known);
                 break;
         case JOB_PUBLISH:
                 core_publish_done(core, j->op, now, results, 0);
+                fault_point(FAULT_publish_live);
                 break;
         }
 }
@@ -241,6 +248,7 @@ static void start(struct scanner *s, struct job *j, uint64_t now) {
         j->base.run = run[j->kind];
         s->n_running++;
         workers_submit(s->manager->workers, &j->base);
+        fault_point(FAULT_job_started);
 }
 
 /* What the core wants most that there is room for. Scans find what to read, reads what to publish: the later stage first,

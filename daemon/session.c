@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "common/fault.h"
 #include "common/log.h"
 #include "daemon/client.h"
 #include "daemon/control.h"
@@ -74,6 +75,7 @@ static void flush(struct session *s) {
                         s->queue_tail = &s->queue_head;
                 s->queue_bytes -= p->size;
                 free_packet(p);
+                fault_point(FAULT_session_flushed);
         }
         update_poll(s);
 }
@@ -108,6 +110,7 @@ int session_send(struct session *s, enum message_type type, const void *body, co
         *s->queue_tail = p;
         s->queue_tail = &p->next;
         s->queue_bytes += size;
+        fault_point(FAULT_session_queued);
         update_poll(s);
         return s->closing ? -ENOTCONN : 0;
 }
@@ -145,7 +148,9 @@ void session_close(struct session *s, int level, const char *reason) {
         s->account->n_sessions--;
         manager_account_release(m, s->account);
         requests_forget_session(&m->requests, s);
+        fault_point(FAULT_session_left);
         s->client = client_free(s->client);
+        fault_point(FAULT_client_freed);
         peer_clear(&s->peer);
         while (s->queue_head) {
                 struct packet *p = s->queue_head;
@@ -287,6 +292,7 @@ int session_new(struct manager *m, int fd) {
         m->empty_since_usec = 0;
         m->had_session = true;
         manager_watch(m);
+        fault_point(FAULT_session_made);
         if (refusal)
                 session_refuse(s, EUSERS, refusal);
         else

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/fault.h"
 #include "common/log.h"
 #include "proto/messages.h"
 
@@ -88,6 +89,7 @@ static void run_seal(struct worker_job *job, void *scratch) {
 static void run_free(struct worker_job *job, void *scratch) {
         struct store_segment *s = (struct store_segment *) job;
         s->segment = segment_file_free(s->segment);
+        fault_point(FAULT_segment_freed);
 }
 
 /* Starts what is wanted once nobody uses the segment. */
@@ -118,6 +120,7 @@ void store_segment_event(struct store *s, const struct core_segment_event *e) {
                 /* The id is free at once: nobody will ask for this one again. */
                 (void) idmap_remove(&s->segments, e->segment);
                 segment->free_wanted = true;
+                fault_point(FAULT_segment_dropped);
         } else
                 segment->seal_wanted = true;
         advance(segment);

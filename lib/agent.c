@@ -6,6 +6,7 @@
 #include <sys/prctl.h>
 #include <sys/stat.h>
 
+#include "common/fault.h"
 #include "lib/agent.h"
 #include "lib/agent_loop.h"
 #include "lib/agent_start.h"
@@ -20,19 +21,6 @@
 #define POLL_HURRY_USEC 500U
 
 static struct agent agent;
-
-void delay_point(struct agent *a) {
-        static uint32_t state = 2463534242U;
-        if (!a->delay_usec)
-                return;
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        if (state & 3) /* mostly not at all, so that steps are also met back to back */
-                return;
-        const struct timespec ts = { .tv_nsec = (long) (state % (a->delay_usec + 1)) * 1000 };
-        (void) sys_call(SYS_nanosleep, (long) &ts, 0, 0, 0, 0, 0);
-}
 
 /* libc ends a process with its last thread; the agent's keep it alive. Under the shim the last thread sees to that. Here is the net
  * for what it cannot count: the leader has ended (a zombie) and there is nobody else. What atexit would do is lost; the
@@ -147,12 +135,12 @@ void *agent_main(void *userdata) {
         struct agent_control *c = agent_control();
         a->flags = c->flags;
         a->merge_any = c->flags & HELLO_MERGE_ANY;
-        a->delay_usec = c->delay_usec;
         (void) prctl(PR_SET_NAME, "userksm");
         a->link_fd = a->track.fd = a->shared.fd = a->guard.fd = a->spare.fd = -1;
         /* A table of its own, empty: the program's closefrom cannot reach our fds, its children do not inherit them, and its
          * pipes do not stay open because of us. */
         int r = (int) sys_call(SYS_close_range, 0, ~0U, CLOSE_RANGE_UNSHARE, 0, 0, 0);
+        fault_point(FAULT_agent_table);
         if (r == 0)
                 r = open_self(a);
         if (r == 0)
@@ -163,7 +151,9 @@ void *agent_main(void *userdata) {
                 control_set_state(c, AGENT_FAILED);
                 return NULL;
         }
+        fault_point(FAULT_agent_ready);
         control_set_state(c, AGENT_RUNNING);
+        fault_point(FAULT_agent_running);
         loop(a);
         return NULL;
 }

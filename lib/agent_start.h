@@ -18,7 +18,6 @@ struct agent_control {
         _Atomic uint32_t ready; /* 1: contexts are open; futex word */
         _Atomic uint32_t fork_pending; /* a forked child that has no agent yet though its parent had one */
         char path[108]; /* of sun_path */
-        uint32_t delay_usec; /* USERKSM_TEST_DELAY_USEC */
         uint32_t flags; /* hello_flags of the parent, for a forked child's agent */
         void *stack;
         bool objects_noted;

@@ -1,6 +1,7 @@
 /* Opening the agent's four userfaultfds, once a daemon has passed the device; and what must be in them from the start. */
 #include <errno.h>
 
+#include "common/fault.h"
 #include "lib/agent_loop.h"
 #include "lib/agent_start.h"
 #include "lib/book.h"
@@ -78,8 +79,10 @@ int agent_open_contexts(struct agent *a, int device_fd) {
         }
         watch_aim(&a->watch, &a->spare, (uint64_t) a->scratch);
         a->contexts_open = true;
+        fault_point(FAULT_contexts_opened);
         if (share_again(a) < 0)
                 a->raw = true; /* discards there would not be heard: nothing more is merged */
         control_ready(agent_control());
+        fault_point(FAULT_contexts_shared);
         return 0;
 }

@@ -9,6 +9,7 @@
  *   (its message was still in the queue) is woken at once. */
 #include <errno.h>
 
+#include "common/fault.h"
 #include "lib/agent_loop.h"
 #include "lib/agent_start.h"
 #include "lib/book.h"
@@ -25,7 +26,9 @@
 static bool zero_page(struct agent *a, uint64_t address) {
         /* A discard of a write-protected page leaves a marker; ZEROPAGE wants an empty entry. EEXIST: somebody was first. */
         (void) context_writeprotect(&a->shared, address, address + KSM_PAGE_SIZE, false);
-        return context_zeropage(&a->shared, address) != -EAGAIN;
+        int r = context_zeropage(&a->shared, address);
+        fault_point(FAULT_event_zero);
+        return r != -EAGAIN;
 }
 
 static bool is_removed(uint64_t address) {
@@ -48,6 +51,7 @@ static void on_shared_fault(void *userdata, uint64_t address, uint64_t flags) {
         }
         /* Whatever came of it (EAGAIN: an event further back in the queue), the access is tried again and faults again. */
         context_wake(&a->shared, address, address + KSM_PAGE_SIZE);
+        fault_point(FAULT_event_fault);
 }
 
 static void note_discard(struct agent *a, uint64_t start, uint64_t end) {
@@ -61,6 +65,7 @@ static void note_discard(struct agent *a, uint64_t start, uint64_t end) {
         uint64_t block, mask;
         while (a->discards_head - a->discards_tail < DISCARDS_MAX && book_walk_next(&w, &block, &mask))
                 a->discards[a->discards_head++ % DISCARDS_MAX] = block;
+        fault_point(FAULT_event_discard);
 }
 
 static void on_shared_remove(void *userdata, uint64_t start, uint64_t end) {
@@ -70,9 +75,10 @@ static void on_shared_remove(void *userdata, uint64_t start, uint64_t end) {
 static void on_guard_fault(void *userdata, uint64_t address, uint64_t flags) {
         struct agent *a = userdata;
         (void) flags;
-        if (a->current)
+        if (a->current) {
                 a->current->n_waited++;
-        else
+                fault_point(FAULT_event_waits);
+        } else
                 context_wake(&a->guard, address, address + KSM_PAGE_SIZE);
 }
 

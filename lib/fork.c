@@ -12,6 +12,7 @@
 #include <pthread.h>
 
 #include "common/cleanup.h"
+#include "common/fault.h"
 #include "lib/agent.h"
 #include "lib/agent_start.h"
 #include "lib/book.h"
@@ -68,13 +69,16 @@ void agent_fork_prepare(void) {
                 struct request r = { .kind = REQUEST_FORK };
                 (void) mailbox_call(&r, FORK_ANSWER_USEC);
         }
+        fault_point(FAULT_fork_settled);
         uint32_t gate = atomic_fetch_add(&c->gate, 1) + 1;
         while (gate & GATE_WORKING) {
                 (void) sys_futex_wait(&c->gate, gate, NULL);
                 gate = atomic_load(&c->gate);
         }
+        fault_point(FAULT_fork_gated);
         map_enter();
         prepared = true;
+        fault_point(FAULT_fork_locked);
 }
 
 void agent_fork_parent(void) {
@@ -82,6 +86,7 @@ void agent_fork_parent(void) {
         prepared = false;
         map_leave();
         atomic_fetch_sub(&c->gate, 1);
+        fault_point(FAULT_fork_parent);
 }
 
 int fork_child_discard(int maps_fd, uint64_t start, uint64_t end) {
@@ -138,6 +143,7 @@ static void start_anew(bool libc_knows) {
         if (atomic_load(&c->state) == AGENT_NONE || atomic_load(&c->state) == AGENT_RETIRED)
                 return;
         fork_child_zeros();
+        fault_point(FAULT_child_zeros);
         agent_reset_in_child(libc_knows);
         atomic_store(&c->ready, 0);
         atomic_store(&c->draining, 0);
@@ -145,6 +151,7 @@ static void start_anew(bool libc_knows) {
         if (had)
                 atomic_store(&c->fork_pending, 1);
         atomic_store(agent_calm, !had);
+        fault_point(FAULT_child_reset);
 }
 
 void agent_fork_child(void) {
@@ -195,16 +202,19 @@ void agent_attend(void) {
         if (!atomic_exchange(&c->fork_pending, 0))
                 return;
         int saved = errno;
-        if (agent_start(c->path, c->flags) == 0 && book_any_merged(0, UINT64_MAX)) {
+        int r = agent_start(c->path, c->flags);
+        fault_point(FAULT_child_started);
+        if (r == 0 && book_any_merged(0, UINT64_MAX)) {
                 uint64_t deadline = now_usec() + CHILD_READY_USEC;
                 while (!atomic_load(&c->ready) && now_usec() < deadline) {
                         const struct timespec ts = { .tv_nsec = 1000000 };
                         (void) sys_futex_wait(&c->ready, 0, &ts);
                 }
                 if (!atomic_load(&c->ready)) {
-                        struct request r = { .kind = REQUEST_UNSHARE };
-                        (void) mailbox_call(&r, 0);
+                        struct request unshare = { .kind = REQUEST_UNSHARE };
+                        (void) mailbox_call(&unshare, 0);
                 }
         }
+        fault_point(FAULT_child_watched);
         errno = saved;
 }

@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "common/cleanup.h"
+#include "common/fault.h"
 #include "lib/agent_loop.h"
 #include "lib/book.h"
 #include "lib/sys.h"
@@ -56,13 +57,14 @@ static int freeze(struct transition *t, uint64_t start, uint64_t end) {
         struct agent *a = t->a;
         const uint64_t mode = UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MINOR;
         int r = context_unregister(&a->shared, start, end);
-        delay_point(a);
+        fault_point(FAULT_freeze_unshared);
         if (r == 0)
                 r = context_register(&a->guard, start, end, mode);
         if (r == 0) {
                 t->armed_usec = now_usec();
-                delay_point(a);
+                fault_point(FAULT_freeze_armed);
                 r = protect(t, start, end);
+                fault_point(FAULT_freeze_protected);
         }
         return r;
 }
@@ -72,6 +74,7 @@ static void thaw(struct transition *t, uint64_t start, uint64_t end) {
         (void) context_unregister(&a->guard, start, end); /* clears the write protection */
         if (context_register(&a->shared, start, end, UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MINOR) < 0)
                 a->raw = true; /* as in hole.c: discards could not be told any more */
+        fault_point(FAULT_freeze_thawed);
 }
 
 /* The bytes of a page that must be private from now on, into staging (already zero). The agent never touches the page
@@ -133,7 +136,7 @@ static uint64_t copy_and_replace(struct transition *t, unsigned at, unsigned n, 
                 copied = 0;
         if (rangeset_overlaps(&a->dontfork, page_address(t->base, at), page_address(t->base, at + n)))
                 (void) sys_madvise((uint64_t) staging, length, MADV_DONTFORK);
-        delay_point(a);
+        fault_point(FAULT_freeze_copied);
         for (unsigned i = 0, k; next_run(copied, &i, &k); i += k) {
                 uint64_t from = (uint64_t) staging + ((uint64_t) (i - at) << KSM_PAGE_SHIFT);
                 uint64_t size = (uint64_t) k << KSM_PAGE_SHIFT;
@@ -146,6 +149,7 @@ static uint64_t copy_and_replace(struct transition *t, unsigned at, unsigned n, 
                 b->merged &= ~run_bits(i, k);
                 b->removed &= ~run_bits(i, k);
                 transition_set(t, run_bits(i, k), APPLY_OK);
+                fault_point(FAULT_freeze_replaced);
         }
         /* Only what was not moved away: elsewhere somebody may have mapped anew meanwhile. */
         for (unsigned i = 0, k; next_run(bits & ~replaced, &i, &k); i += k)
@@ -163,12 +167,12 @@ static void restore_run(struct transition *t, unsigned at, unsigned n, const str
                 transition_set(t, run_bits(at, n), r == -EAGAIN ? APPLY_BUSY : APPLY_ERROR);
                 return;
         }
+        fault_point(FAULT_freeze_filled);
         r = freeze(t, start, end);
         if (r == 0)
                 replaced = copy_and_replace(t, at, n, v);
         else
                 transition_set(t, run_bits(at, n), (enum apply_status) errno_status(r));
-        delay_point(a);
         for (unsigned i = 0, k; next_run(run_bits(at, n) & ~replaced, &i, &k); i += k)
                 thaw(t, page_address(t->base, i), page_address(t->base, i + k));
         for (unsigned i = 0, k; next_run(replaced, &i, &k); i += k) {
@@ -177,7 +181,9 @@ static void restore_run(struct transition *t, unsigned at, unsigned n, const str
                     context_register(&a->track, from, to, UFFDIO_REGISTER_MODE_WP) < 0)
                         a->retrack = true;
         }
+        fault_point(FAULT_freeze_tracked);
         transition_wake(t, start, end);
+        fault_point(FAULT_freeze_woken);
 }
 
 void freeze_restore(struct transition *t, uint64_t asked) {
@@ -233,6 +239,7 @@ void freeze_unshare_plain(struct agent *a) {
                         n = MIN(n, (unsigned) ((v.end - start) >> KSM_PAGE_SHIFT));
                         if (copy_plain(a, start, (uint64_t) n << KSM_PAGE_SHIFT, &v))
                                 b->merged &= ~run_bits(i, n);
+                        fault_point(FAULT_plain_copied);
                 }
         }
 }

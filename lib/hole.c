@@ -23,6 +23,7 @@
 #include <string.h>
 
 #include "common/cleanup.h"
+#include "common/fault.h"
 #include "lib/book.h"
 #include "lib/sys.h"
 #include "lib/transition.h"
@@ -111,7 +112,10 @@ static bool make_exclusive(struct agent *a, uint64_t address) {
         const uint64_t present = 1ULL << 63, exclusive = 1ULL << 56;
         if ((entry & (present | exclusive)) != (present | exclusive))
                 return false;
-        return sys_madvise(address, KSM_PAGE_SIZE, 23 /* MADV_POPULATE_WRITE */) == 0;
+        if (sys_madvise(address, KSM_PAGE_SIZE, 23 /* MADV_POPULATE_WRITE */) < 0)
+                return false;
+        fault_point(FAULT_hole_exclusive);
+        return true;
 }
 
 static uint64_t move_out(struct hole *h, uint64_t base) {
@@ -123,7 +127,7 @@ static uint64_t move_out(struct hole *h, uint64_t base) {
                 int r = context_move(&a->spare, scratch_address(a, i), page_address(base, i),
                                      (uint64_t) n << KSM_PAGE_SHIFT);
                 watch_end(&a->watch);
-                delay_point(a);
+                fault_point(FAULT_hole_moving);
                 if (r == 0) {
                         left &= ~run_bits(i, n);
                         continue;
@@ -217,13 +221,13 @@ static enum apply_status place_run(struct hole *h, unsigned at, unsigned n) {
         /* Before a fork can see it: fork waits for the mapping lock. */
         if (rangeset_overlaps(&a->dontfork, start, end))
                 (void) sys_madvise(start, end - start, MADV_DONTFORK);
-        delay_point(a);
+        fault_point(FAULT_hole_mapped);
         /* Populated before it is in place, a run would never fuse with its neighbours; registered before it is populated, it
          * does. When the kernel has no memory for that (a few hundred bytes), later writes are not tracked and
          * a discard of these pages is not heard: no more transitions then, and docs/agent.md says so. */
         if (context_register(&a->shared, start, end, UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MINOR) < 0)
                 a->raw = true;
-        delay_point(a);
+        fault_point(FAULT_hole_shared);
         transition_populate(a, start, end);
         return APPLY_OK;
 }
@@ -258,7 +262,7 @@ static void move_back(struct hole *h, uint64_t back) {
                 (void) next_run(back, &i, &n);
                 int r = context_move(&a->guard, page_address(t->base, i), scratch_address(a, i),
                                      (uint64_t) n << KSM_PAGE_SHIFT);
-                delay_point(a);
+                fault_point(FAULT_hole_returning);
                 if (r == 0) {
                         back &= ~run_bits(i, n);
                         continue;
@@ -302,7 +306,7 @@ static void disarm(struct hole *h, uint64_t span, uint64_t placed) {
         for (unsigned i = 0, n; next_run(plain, &i, &n); i += n) {
                 uint64_t start = page_address(h->t->base, i), end = page_address(h->t->base, i + n);
                 (void) context_unregister(&a->guard, start, end);
-                delay_point(a);
+                fault_point(FAULT_hole_disarmed);
                 if (context_register(&a->track, start, end, UFFDIO_REGISTER_MODE_WP) < 0)
                         a->retrack = true;
         }
@@ -317,7 +321,7 @@ static void replace_span(struct hole *h) {
         uint64_t start = page_address(t->base, first), end = page_address(t->base, last + 1);
 
         int r = context_unregister(&a->track, start, end);
-        delay_point(a);
+        fault_point(FAULT_hole_untracked);
         if (r == 0)
                 r = context_register(&a->guard, start, end, UFFDIO_REGISTER_MODE_MISSING);
         if (r < 0) {
@@ -327,16 +331,20 @@ static void replace_span(struct hole *h) {
                 return;
         }
         t->armed_usec = now_usec();
-        delay_point(a);
+        fault_point(FAULT_hole_armed);
         uint64_t moved = move_out(h, t->base);
+        fault_point(FAULT_hole_moved);
         uint64_t equal = compare(h, moved);
         agent_drain(a);
         equal &= ~t->removed;
-        delay_point(a);
+        fault_point(FAULT_hole_compared);
         uint64_t placed = place(h, equal);
+        fault_point(FAULT_hole_placed);
         move_back(h, moved & ~placed);
         disarm(h, span, placed);
+        fault_point(FAULT_hole_closed);
         transition_wake(t, start, end);
+        fault_point(FAULT_hole_woken);
         (void) sys_madvise((uint64_t) a->scratch, BLOCK_BYTES, MADV_DONTNEED);
 }
 

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "common/fault.h"
 #include "lib/agent_loop.h"
 #include "lib/agent_start.h"
 #include "lib/sys.h"
@@ -32,6 +33,7 @@ void link_close(struct agent *a) {
         /* Nobody will answer these any more. */
         for (struct request *r; (r = mailbox_unpark_any());)
                 mailbox_finish(r, -ENOTCONN);
+        fault_point(FAULT_link_closed);
 }
 
 static bool send_frame(struct agent *a, enum message_type type, const void *body, const void *elements, uint32_t count,
@@ -81,7 +83,8 @@ static void say_hello(struct agent *a) {
         }
         hello.n_vmas = a->figures.n_vmas = count_vmas(a);
         const int fds[] = { a->pagemap_fd, a->mem_fd };
-        (void) send_frame(a, MSG_HELLO, &hello, NULL, 0, fds, ARRAY_SIZE(fds));
+        if (send_frame(a, MSG_HELLO, &hello, NULL, 0, fds, ARRAY_SIZE(fds)))
+                fault_point(FAULT_link_hello);
 }
 
 static void try_connect(struct agent *a) {
@@ -94,6 +97,7 @@ static void try_connect(struct agent *a) {
         int size = SEND_BUFFER_BYTES;
         (void) setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
         a->link_fd = fd;
+        fault_point(FAULT_link_connected);
         say_hello(a);
 }
 
@@ -102,12 +106,14 @@ static void try_connect(struct agent *a) {
 static bool on_welcome(struct agent *a, struct channel_message *m) {
         if (a->welcomed)
                 return false;
+        fault_point(FAULT_link_welcome);
         if (agent_open_contexts(a, m->fds[0]) < 0)
                 return false; /* tried again with the next connection */
         a->welcomed = true;
         a->connect_pause_usec = CONNECT_PAUSE_MIN_USEC;
         (void) registry_retrack(a);
         link_send_ranges(a, MSG_RANGE_ADD, a->ranges.v, a->ranges.n);
+        fault_point(FAULT_link_ranges);
         a->discover_at_usec = 0;
         a->stats_at_usec = 0;
         return true;
@@ -118,8 +124,12 @@ static bool on_apply(struct agent *a, const struct frame *f) {
         struct msg_applied applied = { .op = apply->op };
         if (!a->welcomed || !f->count)
                 return false;
+        fault_point(FAULT_link_apply);
         applied.duration_usec = transition_apply(a, apply->kind, f->elements, f->count, applied.status);
-        return send_frame(a, MSG_APPLIED, &applied, NULL, 0, NULL, 0);
+        fault_point(FAULT_link_applied);
+        bool sent = send_frame(a, MSG_APPLIED, &applied, NULL, 0, NULL, 0);
+        fault_point(FAULT_link_answered);
+        return sent;
 }
 
 static void on_merge_done(const struct msg_merge_done *done) {
@@ -128,6 +138,7 @@ static void on_merge_done(const struct msg_merge_done *done) {
                 return;
         r->saved_bytes = done->saved_bytes;
         mailbox_finish(r, -done->error);
+        fault_point(FAULT_link_told);
 }
 
 /* False: the connection ends. */
@@ -138,10 +149,13 @@ static bool handle(struct agent *a, struct channel_message *m) {
                 return on_welcome(a, m);
         case MSG_SEGMENT: {
                 const struct msg_segment *s = f->body;
-                return a->welcomed && segments_add(&a->segments, s->segment, s->n_slots, channel_take_fd(m, 0)) == 0;
+                bool taken = a->welcomed && segments_add(&a->segments, s->segment, s->n_slots, channel_take_fd(m, 0)) == 0;
+                fault_point(FAULT_link_segment);
+                return taken;
         }
         case MSG_SEGMENT_DROP:
                 segments_drop(&a->segments, ((const struct msg_segment_drop *) f->body)->segment);
+                fault_point(FAULT_link_dropped);
                 return true;
         case MSG_APPLY:
                 return on_apply(a, f);
@@ -178,6 +192,7 @@ int link_request_merge(struct agent *a, uint32_t cookie, uint64_t start, uint64_
         const struct msg_merge_request m = { .cookie = cookie, .start = start, .length = length };
         if (!a->welcomed || !send_frame(a, MSG_MERGE_REQUEST, &m, NULL, 0, NULL, 0))
                 return -ENOTCONN;
+        fault_point(FAULT_link_asked);
         return 0;
 }
 
@@ -197,6 +212,7 @@ static void send_stats(struct agent *a, uint64_t now) {
                 m.waits[i] = a->figures.waits[i];
         a->figures_sent = a->figures;
         (void) send_frame(a, MSG_AGENT_STATS, &m, NULL, 0, NULL, 0);
+        fault_point(FAULT_link_stats);
 }
 
 void link_step(struct agent *a, uint64_t now) {

@@ -1,6 +1,7 @@
 /* Which ranges are registered: requests of the program, and the tracking that goes with them. */
 #include <errno.h>
 
+#include "common/fault.h"
 #include "lib/agent_loop.h"
 #include "lib/book.h"
 #include "lib/sys.h"
@@ -88,11 +89,13 @@ static int add_piece(struct agent *a, uint64_t start, uint64_t end) {
         int r = rangeset_add(&a->ranges, start, end);
         if (r < 0)
                 return r;
+        fault_point(FAULT_range_noted);
         if (a->contexts_open && (r = agent_track(a, start, end)) < 0) {
                 (void) context_unregister(&a->track, start, end);
                 (void) rangeset_remove(&a->ranges, start, end);
                 return r;
         }
+        fault_point(FAULT_range_tracked);
         const struct interval piece = { start, end };
         link_send_ranges(a, MSG_RANGE_ADD, &piece, 1);
         return 0;
@@ -170,9 +173,11 @@ int registry_unregister(struct agent *a, uint64_t start, uint64_t end, bool stri
         int r = transition_restore_range(a, start, end);
         if (r < 0)
                 return r;
+        fault_point(FAULT_range_restored);
         for (const struct interval *x; (x = rangeset_from(&a->ranges, start)) && x->start < end;) {
                 uint64_t from = MAX(x->start, start), to = MIN(x->end, end);
                 untrack(a, from, to);
+                fault_point(FAULT_range_untracked);
                 forget_range(a, from, to);
         }
         return 0;

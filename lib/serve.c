@@ -1,6 +1,7 @@
 /* What program threads ask of the agent: notes and requests (lib/notes.h, lib/mailbox.h). */
 #include <errno.h>
 
+#include "common/fault.h"
 #include "lib/agent_loop.h"
 #include "lib/agent_start.h"
 #include "lib/book.h"
@@ -105,6 +106,7 @@ static int serve(struct agent *a, struct request *r) {
 
 void serve_mailbox(struct agent *a) {
         for (struct request *r; (r = mailbox_next());) {
+                fault_point(FAULT_request_taken);
                 agent_drain(a);
                 agent_consume_notes(a); /* what the caller did before it called */
                 int result = serve(a, r);

@@ -1,5 +1,6 @@
 /* Starting the agent, from a program thread; and what all threads may ask about it. */
 #include <errno.h>
+#include <fcntl.h>
 #include <link.h>
 #include <pthread.h>
 #include <signal.h>
@@ -13,6 +14,7 @@
 #include "lib/sys.h"
 #include "proto/messages.h"
 #include "common/cleanup.h"
+#include "common/fault.h"
 
 static struct agent_control control;
 __thread bool agent_making_thread __attribute__((tls_model("initial-exec")));
@@ -55,7 +57,7 @@ static int create_thread(void) {
         if (r == 0) {
                 pthread_sigmask(SIG_SETMASK, &all, &old);
                 agent_making_thread = true;
-                r = pthread_create(&thread, &attr, agent_main, NULL);
+                r = fault_call(FAULT_sys_thread) ? EAGAIN : pthread_create(&thread, &attr, agent_main, NULL);
                 agent_making_thread = false;
                 pthread_sigmask(SIG_SETMASK, &old, NULL);
         }
@@ -96,6 +98,21 @@ static int take_path(const char *socket_path) {
         return 0;
 }
 
+static void *map_faults(const char *path, size_t length) {
+        long fd = sys_open(path, O_RDWR | O_CLOEXEC);
+        if (fd < 0)
+                return NULL;
+        long p = sys_mmap(0, length, PROT_READ | PROT_WRITE, MAP_SHARED, (int) fd, 0);
+        sys_close((int) fd);
+        return sys_is_error(p) ? NULL : (void *) p;
+}
+
+/* Once; a forked child inherits it. */
+static void arm_faults(void) {
+        if (!fault_page)
+                (void) fault_arm(secure_getenv("USERKSM_FAULT"), map_faults);
+}
+
 static pthread_once_t atfork_once = PTHREAD_ONCE_INIT;
 
 int agent_start(const char *socket_path, unsigned flags) {
@@ -117,14 +134,14 @@ int agent_start(const char *socket_path, unsigned flags) {
                 control_set_state(&control, AGENT_NONE);
                 return r;
         }
-        const char *delay = getenv("USERKSM_TEST_DELAY_USEC");
-        control.delay_usec = delay ? (uint32_t) atoi(delay) : 0;
+        arm_faults();
         control.flags = flags;
         r = fork_mark_process(&control);
         if (r < 0) {
                 control_set_state(&control, AGENT_NONE);
                 return r;
         }
+        fault_point(FAULT_start_marked);
         /* A forked child has inherited them; ld.so's lock may be held for ever there. */
         if (!control.objects_noted)
                 agent_note_objects();
@@ -135,6 +152,7 @@ int agent_start(const char *socket_path, unsigned flags) {
                 control_set_state(&control, AGENT_NONE);
                 return r;
         }
+        fault_point(FAULT_start_thread);
         wait_for_state(AGENT_RUNNING, 0);
         return agent_running() ? 0 : -EAGAIN;
 }

@@ -65,7 +65,6 @@ struct agent {
         bool retired;   /* no system call any more */
         bool suspended; /* mlockall */
         bool retrack;   /* a range could not be put back under tracking: do it again soon */
-        uint32_t delay_usec; /* tests: random sleep at every step, at most this */
         uint32_t flags;      /* hello_flags */
 
         struct transition *current; /* events of guard belong to it */
@@ -73,6 +72,5 @@ struct agent {
         struct figures figures, figures_sent;
 };
 
-void delay_point(struct agent *a);
 /* Reads the events of shared and guard and answers them. Never blocks. */
 void agent_drain(void *agent);

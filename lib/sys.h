@@ -11,6 +11,8 @@
 #include <sys/syscall.h>
 #include <time.h>
 
+#include "common/fault.h"
+
 #if defined(__x86_64__)
 static inline long sys_call(long nr, long a, long b, long c, long d, long e, long f) {
         register long r10 __asm__("r10") = d;
@@ -42,32 +44,37 @@ static inline long sys_call(long nr, long a, long b, long c, long d, long e, lon
 static inline int sys_is_error(long r) {
         return r < 0 && r > -4096;
 }
+/* A call that tests can make fail. */
+static inline long sys_try(enum fault_id id, long nr, long a, long b, long c, long d, long e, long f) {
+        int error = fault_call(id);
+        return __builtin_expect(error, 0) ? error : sys_call(nr, a, b, c, d, e, f);
+}
 static inline long sys_mmap(uint64_t addr, uint64_t length, int prot, int flags, int fd, uint64_t offset) {
-        return sys_call(SYS_mmap, (long) addr, (long) length, prot, flags, fd, (long) offset);
+        return sys_try(FAULT_sys_mmap, SYS_mmap, (long) addr, (long) length, prot, flags, fd, (long) offset);
 }
 static inline long sys_munmap(uint64_t addr, uint64_t length) {
-        return sys_call(SYS_munmap, (long) addr, (long) length, 0, 0, 0, 0);
+        return sys_try(FAULT_sys_munmap, SYS_munmap, (long) addr, (long) length, 0, 0, 0, 0);
 }
 static inline long sys_mprotect(uint64_t addr, uint64_t length, int prot) {
-        return sys_call(SYS_mprotect, (long) addr, (long) length, prot, 0, 0, 0);
+        return sys_try(FAULT_sys_mprotect, SYS_mprotect, (long) addr, (long) length, prot, 0, 0, 0);
 }
 static inline long sys_mremap(uint64_t from, uint64_t length, uint64_t new_length, int flags, uint64_t to) {
-        return sys_call(SYS_mremap, (long) from, (long) length, (long) new_length, flags, (long) to, 0);
+        return sys_try(FAULT_sys_mremap, SYS_mremap, (long) from, (long) length, (long) new_length, flags, (long) to, 0);
 }
 static inline long sys_madvise(uint64_t addr, uint64_t length, int advice) {
-        return sys_call(SYS_madvise, (long) addr, (long) length, advice, 0, 0, 0);
+        return sys_try(FAULT_sys_madvise, SYS_madvise, (long) addr, (long) length, advice, 0, 0, 0);
 }
 static inline long sys_ioctl(int fd, unsigned long request, void *arg) {
-        return sys_call(SYS_ioctl, fd, (long) request, (long) arg, 0, 0, 0);
+        return sys_try(FAULT_sys_ioctl, SYS_ioctl, fd, (long) request, (long) arg, 0, 0, 0);
 }
 static inline long sys_read(int fd, void *p, size_t n) {
-        return sys_call(SYS_read, fd, (long) p, (long) n, 0, 0, 0);
+        return sys_try(FAULT_sys_read, SYS_read, fd, (long) p, (long) n, 0, 0, 0);
 }
 static inline long sys_pread(int fd, void *p, size_t n, uint64_t offset) {
-        return sys_call(SYS_pread64, fd, (long) p, (long) n, (long) offset, 0, 0);
+        return sys_try(FAULT_sys_pread, SYS_pread64, fd, (long) p, (long) n, (long) offset, 0, 0);
 }
 static inline long sys_open(const char *path, int flags) {
-        return sys_call(SYS_openat, -100 /* AT_FDCWD */, (long) path, flags, 0, 0, 0);
+        return sys_try(FAULT_sys_open, SYS_openat, -100 /* AT_FDCWD */, (long) path, flags, 0, 0, 0);
 }
 static inline long sys_close(int fd) {
         return sys_call(SYS_close, fd, 0, 0, 0, 0, 0);

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "common/fault.h"
 #include "lib/agent_loop.h"
 #include "lib/book.h"
 #include "lib/maplock.h"
@@ -27,6 +28,7 @@ bool transition_begin(struct transition *t) {
         }
         t->a->current = t;
         agent_consume_notes(t->a);
+        fault_point(FAULT_transition_locked);
         return true;
 }
 
@@ -51,6 +53,7 @@ void transition_end(struct transition *t) {
         t->a->current = NULL;
         t->a->figures.transitions++;
         map_lock_release();
+        fault_point(FAULT_transition_over);
 }
 
 void transition_set(struct transition *t, uint64_t mask, enum apply_status status) {

@@ -74,7 +74,7 @@ int watch_start(struct watch *w) {
         int r = pthread_attr_setstack(&attr, w->stack, WATCH_STACK_BYTES);
         agent_making_thread = true;
         if (r == 0)
-                r = pthread_create(&thread, &attr, watch_main, w); /* signals: blocked, as the agent's are */
+                r = fault_call(FAULT_sys_thread) ? EAGAIN : pthread_create(&thread, &attr, watch_main, w); /* signals: blocked, as the agent's are */
         agent_making_thread = false;
         pthread_attr_destroy(&attr);
         if (r != 0) {

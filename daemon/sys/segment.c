@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "common/fault.h"
 #include "common/uapi.h"
 
 static int memfd_open(void) {
@@ -34,6 +35,7 @@ int segment_file_new(uint32_t n_slots, struct segment_file **ret) {
         if (p == MAP_FAILED)
                 return -errno;
         s->slots = p;
+        fault_point(FAULT_segment_made);
         /* After our mapping, before anyone else has an fd. */
         if (fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_GROW | F_SEAL_SHRINK) < 0)
                 return -errno;
@@ -42,6 +44,7 @@ int segment_file_new(uint32_t n_slots, struct segment_file **ret) {
         s->client_fd = open(path, O_RDONLY | O_CLOEXEC);
         if (s->client_fd < 0)
                 return -errno;
+        fault_point(FAULT_segment_opened);
         *ret = TAKE_PTR(s);
         return 0;
 }
@@ -52,8 +55,10 @@ int segment_file_seal(struct segment_file *s) {
         if (s->slots && munmap(s->slots, s->n_slots * KSM_PAGE_SIZE) < 0)
                 return -errno;
         s->slots = NULL;
+        fault_point(FAULT_segment_unmapped);
         int r = fcntl(s->fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SEAL) < 0 ? -errno : 0;
         s->fd = close_fd(s->fd);
+        fault_point(FAULT_segment_sealed);
         return r;
 }
 

@@ -21,7 +21,7 @@ def torture(daemon, seconds, seed, **extra):
 
 def killed(daemon):
     """Each daemon lives until it has merged something again, plus a moment that differs."""
-    programs = [torture(daemon, SECONDS, seed, USERKSM_TEST_DELAY_USEC="200") for seed in (1, 2)]
+    programs = [torture(daemon, SECONDS, seed, USERKSM_FAULT="any:random:1:200") for seed in (1, 2)]
     random.seed(7)
     kills = merging = 0
     while kills < KILLS and programs[0].poll() is None:

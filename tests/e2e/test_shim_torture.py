@@ -46,7 +46,7 @@ def main():
 
 def run(args):
     with Chaos(args.seed) if args.chaos else Daemon() as daemon:
-        extra = {"USERKSM_TEST_DELAY_USEC": str(args.delay_usec)}
+        extra = {"USERKSM_FAULT": f"any:random:1:{args.delay_usec}"}
         if args.merge_any:
             extra["USERKSM_MERGE_ANY"] = "1"
         programs = [spawn([BUILD / "tests/e2e/torture", f"--seconds={args.seconds}", f"--seed={args.seed + i}",

@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "common/fault.h"
 #include "lib/agent_start.h"
 #include "lib/book.h"
 #include "lib/maplock.h"
@@ -19,7 +20,7 @@
 
 #define RUN (CONTENTS - 1U) /* slots 1 to 7: contents 1 to 7, never zeros */
 #define ROUNDS 60
-#define STEP_DELAY_USEC 1000 /* long enough that a reader meets every step of a transition */
+#define STEP_DELAY_USEC "1000" /* long enough that a reader meets every step of a transition */
 
 static unsigned content(unsigned page) {
         return 1 + page % RUN;
@@ -61,10 +62,10 @@ static void test_restore_while_reading(void **state) {
                 uint8_t *b = merged_block();
                 pthread_t t;
                 run(discard, b);
-                A.delay_usec = STEP_DELAY_USEC;
+                assert_int_equal(fault_arm("any:random:1:" STEP_DELAY_USEC, NULL), 0);
                 pthread_create(&t, NULL, touch, b);
                 (void) apply(APPLY_RESTORE, b, 0, PAGES, 0, status);
-                A.delay_usec = 0;
+                (void) fault_arm(NULL, NULL);
                 assert_int_equal((uint64_t) join_draining(t), 0);
                 assert_int_equal(file_pages(b), 0);
                 assert_false(book_any_merged((uint64_t) b, (uint64_t) b + BLOCK_BYTES));

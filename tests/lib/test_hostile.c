@@ -17,6 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "common/fault.h"
 #include "lib/book.h"
 #include "lib/maplock.h"
 #include "lib/userksm.h"
@@ -199,7 +200,7 @@ static void fire_blocks(void) {
 /* Merges and restores round and round. */
 static void fire_run(const char *name) {
         uint64_t until = now_usec() + FIRE_USEC, merged = 0;
-        A.delay_usec = 100;
+        assert_int_equal(fault_arm("any:random:1:100", NULL), 0);
         for (unsigned round = 0;
              now_usec() < until || (merged <= FIRE_MERGES && now_usec() < until + FIRE_BOUND_USEC); round++) {
                 uint8_t status[64], *b = fire->block[round / 2 % FIRE_BLOCKS];
@@ -208,7 +209,7 @@ static void fire_run(const char *name) {
                         merged += !(round & 1) && status[i] == APPLY_OK;
                 agent_drain(&A);
         }
-        A.delay_usec = 0;
+        (void) fault_arm(NULL, NULL);
         atomic_store(&fire->stop, true);
         printf("%s: %llu operations, %llu merged, %llu differences\n", name, (unsigned long long) fire->operations,
                (unsigned long long) merged, (unsigned long long) fire->differences);

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/wait.h>
 
+#include "common/fault.h"
 #include "lib/book.h"
 #include "tests/lib/rig.h"
 
@@ -186,7 +187,7 @@ static void test_lost_writes(void **state) {
                         shadow[k & 1][i * PAGES + k] = (uint8_t) (k % CONTENTS);
                 }
         }
-        A.delay_usec = 100;
+        assert_int_equal(fault_arm("any:random:1:100", NULL), 0);
         for (unsigned i = 0; i < 2; i++)
                 pthread_create(&t[i], NULL, writer, (void *) (uintptr_t) i);
         for (unsigned round = 0;
@@ -203,7 +204,7 @@ static void test_lost_writes(void **state) {
         atomic_store(&stop, true);
         for (unsigned i = 0; i < 2; i++)
                 (void) join_draining(t[i]);
-        A.delay_usec = 0;
+        (void) fault_arm(NULL, NULL);
         printf("%llu operations, %llu pages merged or zeroed, %llu restored, %llu differences\n",
                (unsigned long long) operations, (unsigned long long) merged, (unsigned long long) restored,
                (unsigned long long) differences);
