@@ -56,6 +56,7 @@ class RedisSet:
     merge_any = True
     ranges = "all"
     describes = f"{SERVERS} redis-server, {KEYS // 1000} k keys of {VALUE_BYTES} bytes each"
+    options = ()
 
     def __init__(self, keys=KEYS, servers=SERVERS):
         self.n_keys, self.n_servers = keys, servers
@@ -69,7 +70,7 @@ class RedisSet:
         paths = [os.path.join(self.directory, f"{n}.sock") for n in range(self.n_servers)]
         for n, path in enumerate(paths):
             argv = [redis, "--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no", "--daemonize", "no",
-                    "--dir", self.directory, "--logfile", os.path.join(self.directory, f"{n}.log")]
+                    "--dir", self.directory, "--logfile", os.path.join(self.directory, f"{n}.log"), *self.options]
             self.processes.append(spawn(engine.command(argv, self.merge_any), engine.environment(self.merge_any),
                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         for path, process in zip(paths, self.processes):
