@@ -48,16 +48,19 @@
         X(AGENT, hole_closed, "all is in its place; who waits was not woken")                                          \
         X(AGENT, hole_woken, "who waited goes on; scratch holds the old pages still")                                  \
         X(AGENT, transition_over, "the mapping lock was released")                                                     \
-        /* restore: lib/freeze.c */                                                                                    \
+        /* restore: lib/freeze.c; merge and zero inside merged runs: lib/remerge.c, placing as in a hole */            \
         X(AGENT, freeze_filled, "every entry of the run is there")                                                     \
         X(AGENT, freeze_unshared, "the run is in no userfaultfd")                                                      \
         X(AGENT, freeze_armed, "the run is in the guard, not protected")                                               \
         X(AGENT, freeze_protected, "writers wait")                                                                     \
         X(AGENT, freeze_copied, "the bytes stand in memory of ours")                                                   \
+        X(AGENT, freeze_compared, "the bytes of frozen pages were compared")                                           \
         X(AGENT, freeze_replaced, "a part of the run is private memory, in no userfaultfd")                            \
         X(AGENT, freeze_thawed, "a part that stays is in `shared` again")                                              \
         X(AGENT, freeze_tracked, "what was replaced is tracked; who waits was not woken")                              \
         X(AGENT, freeze_woken, "who waited goes on")                                                                   \
+        X(AGENT, witness_made, "a witness was forked, nothing is frozen")                                              \
+        X(AGENT, witness_gone, "a witness was reaped")                                                                 \
         X(AGENT, plain_copied, "a child without daemon has a plain copy of a run")                                     \
         /* events: lib/events.c */                                                                                     \
         X(AGENT, event_discard, "a discard of merged pages was read and noted; its caller goes on")                    \

@@ -52,6 +52,7 @@ static void work(struct agent *a) {
         if (a->link_fd >= 0)
                 link_readable(a);
         link_step(a, now);
+        witness_step(a, now);
         a->hurry = a->contexts_open && !events_settle_discards(a);
         if (a->welcomed) {
                 discover_step(a, now);
@@ -65,6 +66,7 @@ static void work(struct agent *a) {
 static uint64_t next_usec(const struct agent *a, uint64_t now) {
         uint64_t next = now + POLL_MAX_USEC;
         next = MIN(next, link_next_usec(a));
+        next = MIN(next, witness_next_usec(a));
         if (a->merge_any && a->welcomed)
                 next = MIN(next, a->discover_at_usec);
         if (a->hurry)

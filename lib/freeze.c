@@ -10,10 +10,13 @@
  *   REPLACED  staging was moved over the run by one mremap: complete by itself.      no undo: the result
  *   TRACKED / SHARED, accesses woken.
  *
- * Only pages that still map the segment (FILE), the zero page after a discard, or nothing are replaced: their bytes are known and
- * cannot be pinned for writing. A page that was copied on write may be pinned by an I/O in flight, which MOVE cannot
- * certify in a file mapping: it stays where it is, an anonymous page of a file mapping, and is reported (APPLY_PINNED_OR_FORKED).
- * Its mapping keeps a reference on the segment until the program unmaps it. */
+ * A page that maps the segment (FILE), or the zero page after a discard, has bytes that nobody can change: no pin for writing finds
+ * it without making it private first. A page that was copied on write is anonymous memory in a file mapping; it may be pinned
+ * by an I/O in flight, and then its bytes change without a fault. It is replaced only with a certificate (I1): lib/witness.h.
+ * The order: the witness is called, the page frozen, and then pagemap asked. A pin from before the witness shows there, and so
+ * does one between witness and freeze; after the freeze a pin for writing waits as any writer, one for reading breaks the sharing
+ * as ever and keeps a frame that nobody writes any more. Without certificate the page stays, is reported
+ * (APPLY_PINNED_OR_FORKED), and its mapping keeps a reference on the segment. */
 #include <errno.h>
 #include <string.h>
 
@@ -24,6 +27,7 @@
 #include "lib/sys.h"
 #include "lib/transition.h"
 #include "lib/vma.h"
+#include "lib/witness.h"
 
 #define PROTECT_TRIES 64U
 
@@ -35,21 +39,19 @@ static int protect(struct transition *t, uint64_t start, uint64_t end) {
         return r;
 }
 
-/* Every page of the run gets an entry while `shared` still watches it: zeros where the program has discarded, else the
- * segment's. An empty one would read as the segment between two contexts, also where it was discarded; and the freeze
- * would put a marker there, which cannot be told from swapped memory. */
-static int fill(struct transition *t, uint64_t start, uint64_t end) {
+/* An empty entry would read as the segment between two contexts, also where it was discarded; and the freeze would put a marker
+ * there, which cannot be told from swapped memory. */
+int freeze_fill(struct transition *t, uint64_t pages) {
         struct agent *a = t->a;
-        unsigned at = (unsigned) ((start - t->base) >> KSM_PAGE_SHIFT);
-        uint64_t bits = run_bits(at, (unsigned) ((end - start) >> KSM_PAGE_SHIFT));
         struct look look;
-        if (!events_zero_removed(a, t->base, bits))
+        if (!events_zero_removed(a, t->base, pages))
                 return -EAGAIN;
         int r = look_at(a->pagemap_fd, t->base, BLOCK_PAGES, &look);
         if (r < 0)
                 return r;
-        for (unsigned i = 0, n; next_run(bits & ~look.present, &i, &n); i += n)
-                transition_populate(a, page_address(t->base, i), page_address(t->base, i + n));
+        for (unsigned i = 0, n; next_run(pages & ~look.present, &i, &n); i += n)
+                place_populate(a, page_address(t->base, i), page_address(t->base, i + n));
+        fault_point(FAULT_freeze_filled);
         return 0;
 }
 
@@ -61,7 +63,8 @@ static int freeze(struct transition *t, uint64_t start, uint64_t end) {
         if (r == 0)
                 r = context_register(&a->guard, start, end, mode);
         if (r == 0) {
-                t->armed_usec = now_usec();
+                if (!t->armed_usec)
+                        t->armed_usec = now_usec();
                 fault_point(FAULT_freeze_armed);
                 r = protect(t, start, end);
                 fault_point(FAULT_freeze_protected);
@@ -69,12 +72,59 @@ static int freeze(struct transition *t, uint64_t start, uint64_t end) {
         return r;
 }
 
-static void thaw(struct transition *t, uint64_t start, uint64_t end) {
-        struct agent *a = t->a;
-        (void) context_unregister(&a->guard, start, end); /* clears the write protection */
-        if (context_register(&a->shared, start, end, UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MINOR) < 0)
-                a->raw = true; /* as in hole.c: discards could not be told any more */
-        fault_point(FAULT_freeze_thawed);
+void freeze_thaw(struct transition *t, uint64_t pages) {
+        for (unsigned i = 0, n; next_run(pages, &i, &n); i += n) {
+                uint64_t start = page_address(t->base, i), end = page_address(t->base, i + n);
+                (void) context_unregister(&t->a->guard, start, end); /* clears the write protection */
+                place_share(t->a, start, end);
+                fault_point(FAULT_freeze_thawed);
+        }
+}
+
+uint64_t freeze_arm(struct transition *t, uint64_t pages) {
+        uint64_t frozen = 0;
+        t->armed_usec = 0;
+        for (unsigned i = 0, n; next_run(pages, &i, &n); i += n) {
+                uint64_t bits = run_bits(i, n);
+                int r = freeze(t, page_address(t->base, i), page_address(t->base, i + n));
+                if (r == 0) {
+                        frozen |= bits;
+                        continue;
+                }
+                transition_set(t, bits, (enum apply_status) errno_status(r));
+                freeze_thaw(t, bits);
+        }
+        if (!t->armed_usec)
+                t->armed_usec = now_usec();
+        /* Who writes through /proc/PID/mem or ptrace and found its page before the protection holds mmap_lock for reading until the
+         * bytes are there. brk takes it for writing: after it nobody does. */
+        (void) sys_call(SYS_brk, 0, 0, 0, 0, 0, 0);
+        return frozen;
+}
+
+/* Copied on write, or discarded and filled again. Swapped ones among them: nothing is known of those. */
+static uint64_t private_pages(const struct look *look, uint64_t pages) {
+        return (look->present | look->swapped) & ~look->file & ~look->zero & pages;
+}
+
+bool freeze_call_witness(struct transition *t, uint64_t private, bool pressing) {
+        int r = witness_call(t->a, pressing);
+        if (r < 0)
+                transition_set(t, private, r == -EAGAIN ? APPLY_BUSY : APPLY_PINNED_OR_FORKED);
+        return r == 0;
+}
+
+uint64_t freeze_certify(struct transition *t, uint64_t frozen) {
+        struct look look;
+        if (look_at(t->a->pagemap_fd, t->base, BLOCK_PAGES, &look) < 0) {
+                transition_set(t, frozen, APPLY_ERROR);
+                return 0;
+        }
+        uint64_t private = private_pages(&look, frozen);
+        if (private)
+                private &= ~witness_shared(t->a, t->base, private);
+        transition_set(t, private, APPLY_PINNED_OR_FORKED);
+        return frozen & ~private;
 }
 
 /* The bytes of a page that must be private from now on, into staging (already zero). The agent never touches the page
@@ -105,8 +155,8 @@ static long move_over(struct agent *a, uint64_t from, uint64_t size, uint64_t to
         }
 }
 
-/* One frozen run, one VMA. Returns the pages replaced. */
-static uint64_t copy_and_replace(struct transition *t, unsigned at, unsigned n, const struct vma *v) {
+/* One frozen run, one VMA; the pages of it to be copied. Returns the pages replaced. */
+static uint64_t copy_and_replace(struct transition *t, unsigned at, unsigned n, uint64_t copied, const struct vma *v) {
         struct agent *a = t->a;
         struct book_block *b = book_find(t->base >> (BLOCK_SHIFT + KSM_PAGE_SHIFT));
         uint64_t bits = run_bits(at, n), length = (uint64_t) n << KSM_PAGE_SHIFT, replaced = 0;
@@ -119,13 +169,10 @@ static uint64_t copy_and_replace(struct transition *t, unsigned at, unsigned n, 
                 transition_set(t, bits, APPLY_BUDGET);
                 return 0;
         }
-        uint64_t private = (look.present | look.swapped) & ~look.file & ~look.zero & bits;
-        transition_set(t, private, APPLY_PINNED_OR_FORKED);
-        uint64_t copied = bits & ~private;
         for (uint64_t m = copied; m; m &= m - 1) {
                 unsigned i = (unsigned) __builtin_ctzll(m);
-                /* A removed page that still maps the segment: its discard failed (MADV_FREE) or is still to come. */
-                bool removed = ((b->removed & ~look.file) | look.zero) >> i & 1;
+                /* A removed page that is there has been filled again, or its discard failed (MADV_FREE). */
+                bool removed = ((b->removed & ~look.present) | look.zero) >> i & 1;
                 uint8_t *to = (uint8_t *) staging + ((uint64_t) (i - at) << KSM_PAGE_SHIFT);
                 if (copy_page(t, page_address(t->base, i), look.present >> i & 1, removed, to) < 0) {
                         copied &= ~(1ULL << i);
@@ -158,35 +205,31 @@ static uint64_t copy_and_replace(struct transition *t, unsigned at, unsigned n, 
         return replaced;
 }
 
-static void restore_run(struct transition *t, unsigned at, unsigned n, const struct vma *v) {
+static void restore_run(struct transition *t, unsigned at, unsigned n, const struct vma *v, bool pressing) {
         struct agent *a = t->a;
-        uint64_t start = page_address(t->base, at), end = page_address(t->base, at + n);
-        int r = fill(t, start, end);
-        uint64_t replaced = 0;
+        uint64_t bits = run_bits(at, n), frozen, replaced = 0;
+        int r = freeze_fill(t, bits);
         if (r < 0) { /* nothing has changed yet */
-                transition_set(t, run_bits(at, n), r == -EAGAIN ? APPLY_BUSY : APPLY_ERROR);
+                transition_set(t, bits, r == -EAGAIN ? APPLY_BUSY : APPLY_ERROR);
                 return;
         }
-        fault_point(FAULT_freeze_filled);
-        r = freeze(t, start, end);
-        if (r == 0)
-                replaced = copy_and_replace(t, at, n, v);
-        else
-                transition_set(t, run_bits(at, n), (enum apply_status) errno_status(r));
-        for (unsigned i = 0, k; next_run(run_bits(at, n) & ~replaced, &i, &k); i += k)
-                thaw(t, page_address(t->base, i), page_address(t->base, i + k));
-        for (unsigned i = 0, k; next_run(replaced, &i, &k); i += k) {
-                uint64_t from = page_address(t->base, i), to = page_address(t->base, i + k);
-                if (rangeset_contains(&a->ranges, from, to) && !rangeset_overlaps(&a->excluded, from, to) &&
-                    context_register(&a->track, from, to, UFFDIO_REGISTER_MODE_WP) < 0)
-                        a->retrack = true;
-        }
+        struct look look;
+        if (look_at(a->pagemap_fd, t->base, BLOCK_PAGES, &look) < 0)
+                look = (struct look) { 0 };
+        uint64_t private = private_pages(&look, bits);
+        bool left = private && !freeze_call_witness(t, private, pressing);
+        frozen = freeze_arm(t, left ? bits & ~private : bits);
+        for (unsigned i = 0, k; next_run(frozen, &i, &k); i += k)
+                replaced |= copy_and_replace(t, i, k, freeze_certify(t, run_bits(i, k)), v);
+        freeze_thaw(t, frozen & ~replaced);
+        for (unsigned i = 0, k; next_run(replaced, &i, &k); i += k)
+                place_track(a, page_address(t->base, i), page_address(t->base, i + k));
         fault_point(FAULT_freeze_tracked);
-        transition_wake(t, start, end);
+        transition_wake(t, page_address(t->base, at), page_address(t->base, at + n));
         fault_point(FAULT_freeze_woken);
 }
 
-void freeze_restore(struct transition *t, uint64_t asked) {
+void freeze_restore(struct transition *t, uint64_t asked, bool pressing) {
         struct agent *a = t->a;
         struct book_block *b = book_find(t->base >> (BLOCK_SHIFT + KSM_PAGE_SHIFT));
         uint64_t merged = b ? asked & b->merged : 0;
@@ -206,7 +249,7 @@ void freeze_restore(struct transition *t, uint64_t asked) {
                         continue;
                 }
                 n = MIN(n, (unsigned) ((v.end - address) >> KSM_PAGE_SHIFT));
-                restore_run(t, i, n, &v);
+                restore_run(t, i, n, &v, pressing);
                 merged &= ~run_bits(i, n);
         }
 }

@@ -34,62 +34,27 @@
 /* Moving back must end; each try without progress yields, so this is minutes. Then memory cannot be given back: stop. */
 #define BACK_TRIES 1000000U
 
-struct hole {
-        struct transition *t;
-        uint32_t kind;
-        uint64_t todo; /* pages to replace in the span */
-        int fd[64];    /* MERGE: segment of each page; */
-        uint32_t slot[64];
-};
-
 static uint64_t scratch_address(const struct agent *a, unsigned i) {
         return (uint64_t) a->scratch + ((uint64_t) i << KSM_PAGE_SHIFT);
 }
 
 /* -- before the hole --------------------------------------------------------------------------------------------- */
 
-/* Reads the slots' bytes into `expected`: while the hole is open they must be in cache, and a segment must not fault. */
-static void load_expected(struct hole *h, const struct extent_element *x, uint32_t n) {
-        struct agent *a = h->t->a;
-        for (uint32_t e = 0; e < n; e++) {
-                unsigned at = (unsigned) (x[e].page & (BLOCK_PAGES - 1));
-                const struct segment *s = segments_find(&a->segments, x[e].segment);
-                size_t length = (size_t) x[e].n_pages << KSM_PAGE_SHIFT;
-                if (!s || x[e].slot + x[e].n_pages > s->n_slots ||
-                    sys_pread(s->fd, a->expected + ((size_t) at << KSM_PAGE_SHIFT), length,
-                              (uint64_t) x[e].slot << KSM_PAGE_SHIFT) != (long) length) {
-                        transition_set(h->t, run_bits(at, x[e].n_pages), APPLY_ERROR);
-                        h->todo &= ~run_bits(at, x[e].n_pages);
-                        continue;
-                }
-                for (unsigned i = 0; i < x[e].n_pages; i++) {
-                        h->fd[at + i] = s->fd;
-                        h->slot[at + i] = x[e].slot + i;
-                }
-        }
-}
-
-/* Drops pages that are not registered, not plain anonymous memory, or not present now. */
-static void drop_ineligible(struct hole *h) {
-        struct transition *t = h->t;
-        struct agent *a = t->a;
+/* Drops pages that are not plain memory, or not there now. */
+static void drop_ineligible(struct advice *d) {
+        struct transition *t = d->t;
         struct look look;
-        if (look_at(a->pagemap_fd, t->base, BLOCK_PAGES, &look) < 0) {
-                transition_set(t, h->todo, APPLY_ERROR);
-                h->todo = 0;
+        if (look_at(t->a->pagemap_fd, t->base, BLOCK_PAGES, &look) < 0) {
+                transition_set(t, d->todo, APPLY_ERROR);
+                d->todo = 0;
                 return;
         }
-        uint64_t bad = h->todo & (look.zero | look.file | look.swapped);
+        uint64_t bad = d->todo & (look.zero | look.file | look.swapped);
         transition_set(t, bad, APPLY_CHANGED);
-        h->todo &= ~bad;
-        bad = h->todo & ~look.present;
-        for (unsigned i = 0, n; next_run(h->todo & ~bad, &i, &n); i += n)
-                for (unsigned k = i; k < i + n; k++)
-                        if (!rangeset_contains(&a->ranges, page_address(t->base, k), page_address(t->base, k + 1)) ||
-                            rangeset_overlaps(&a->excluded, page_address(t->base, k), page_address(t->base, k + 1)))
-                                bad |= 1ULL << k;
+        d->todo &= ~bad;
+        bad = d->todo & ~look.present;
         transition_set(t, bad, APPLY_VMA_GONE);
-        h->todo &= ~bad;
+        d->todo &= ~bad;
 }
 
 /* -- the hole ------------------------------------------------------------------------------------------------------ */
@@ -118,9 +83,9 @@ static bool make_exclusive(struct agent *a, uint64_t address) {
         return true;
 }
 
-static uint64_t move_out(struct hole *h, uint64_t base) {
-        struct agent *a = h->t->a;
-        uint64_t left = h->todo, retried = 0;
+static uint64_t move_out(struct advice *d, uint64_t base) {
+        struct agent *a = d->t->a;
+        uint64_t left = d->todo, retried = 0;
         unsigned tries = 0;
         for (unsigned i = 0, n; i = 0, next_run(left, &i, &n);) {
                 watch_begin(&a->watch);
@@ -144,7 +109,7 @@ static uint64_t move_out(struct hole *h, uint64_t base) {
                         agent_drain(a);
                         if (++tries < MOVE_TRIES)
                                 continue;
-                        transition_set(h->t, left, APPLY_BUSY);
+                        transition_set(d->t, left, APPLY_BUSY);
                         break;
                 }
                 if (r == -EBUSY && !(retried & first)) {
@@ -157,94 +122,49 @@ static uint64_t move_out(struct hole *h, uint64_t base) {
                                       : r == -ENOMEM             ? APPLY_BUDGET
                                       : r == -EINVAL             ? APPLY_VMA_GONE
                                                                  : APPLY_ERROR;
-                transition_set(h->t, first, s);
+                transition_set(d->t, first, s);
                 left &= ~first;
         }
         return in_scratch(a);
 }
 
-static bool is_zero(const uint8_t *p) {
-        return !*(const uint64_t *) p && memcmp(p, p + 8, KSM_PAGE_SIZE - 8) == 0;
-}
-
-static uint64_t compare(struct hole *h, uint64_t moved) {
-        struct agent *a = h->t->a;
+static uint64_t compare(struct advice *d, uint64_t moved) {
+        struct agent *a = d->t->a;
         uint64_t equal = 0;
         for (uint64_t m = moved; m; m &= m - 1) {
                 unsigned i = (unsigned) __builtin_ctzll(m);
-                const uint8_t *page = (const uint8_t *) scratch_address(a, i);
-                bool same = h->kind == APPLY_ZERO
-                                    ? is_zero(page)
-                                    : memcmp(page, a->expected + ((size_t) i << KSM_PAGE_SHIFT), KSM_PAGE_SIZE) == 0;
-                if (same)
+                if (place_is_wanted(d, i, (const uint8_t *) scratch_address(a, i)))
                         equal |= 1ULL << i;
         }
-        transition_set(h->t, moved & ~equal, APPLY_CHANGED);
+        transition_set(d->t, moved & ~equal, APPLY_CHANGED);
         return equal;
 }
 
 /* -- placing ------------------------------------------------------------------------------------------------------- */
 
-void transition_populate(struct agent *a, uint64_t start, uint64_t end) {
-        unsigned tries = 0;
-        while (start < end) {
-                uint64_t done;
-                int r = context_continue(&a->shared, start, end, &done);
-                if (done > start)
-                        tries = 0;
-                start = done;
-                if (r == 0)
-                        return;
-                if (r == -EEXIST) { /* written between mmap and here: already a private copy */
-                        start += KSM_PAGE_SIZE;
-                        continue;
-                }
-                agent_drain(a);
-                if (r != -EAGAIN || ++tries > MOVE_TRIES)
-                        return; /* the rest comes by minor faults */
-        }
-}
-
-/* pages at .. at + n with consecutive slots of one segment. */
-static enum apply_status place_run(struct hole *h, unsigned at, unsigned n) {
-        struct agent *a = h->t->a;
-        uint64_t start = page_address(h->t->base, at), end = page_address(h->t->base, at + n);
-        struct book_block *b = book_get(h->t->base >> (BLOCK_SHIFT + KSM_PAGE_SHIFT));
-        if (!b)
-                return APPLY_BUDGET;
-        long r = sys_mmap(start, end - start, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, h->fd[at],
-                          (uint64_t) h->slot[at] << KSM_PAGE_SHIFT);
-        if (sys_is_error(r))
-                return (enum apply_status) errno_status((int) r);
-        b->merged |= run_bits(at, n);
-        b->removed &= ~run_bits(at, n);
-        /* Before a fork can see it: fork waits for the mapping lock. */
-        if (rangeset_overlaps(&a->dontfork, start, end))
-                (void) sys_madvise(start, end - start, MADV_DONTFORK);
-        fault_point(FAULT_hole_mapped);
+static enum apply_status place_run(struct advice *d, unsigned at, unsigned n) {
+        struct agent *a = d->t->a;
+        uint64_t start = page_address(d->t->base, at), end = page_address(d->t->base, at + n);
+        enum apply_status s = place_slots(d, at, n);
+        if (s != APPLY_OK)
+                return s;
         /* Populated before it is in place, a run would never fuse with its neighbours; registered before it is populated, it
-         * does. When the kernel has no memory for that (a few hundred bytes), later writes are not tracked and
-         * a discard of these pages is not heard: no more transitions then, and docs/agent.md says so. */
-        if (context_register(&a->shared, start, end, UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MINOR) < 0)
-                a->raw = true;
+         * does. */
+        place_share(a, start, end);
         fault_point(FAULT_hole_shared);
-        transition_populate(a, start, end);
+        place_populate(a, start, end);
         return APPLY_OK;
 }
 
-static uint64_t place(struct hole *h, uint64_t equal) {
+static uint64_t place(struct advice *d, uint64_t equal) {
         uint64_t placed = 0;
-        if (h->kind == APPLY_ZERO) {
-                transition_set(h->t, equal, APPLY_OK);
+        if (d->kind == APPLY_ZERO) {
+                transition_set(d->t, equal, APPLY_OK);
                 return equal;
         }
-        for (unsigned i = 0, n; next_run(equal, &i, &n); i += n) {
-                unsigned k = 1;
-                while (k < n && h->fd[i + k] == h->fd[i] && h->slot[i + k] == h->slot[i] + k)
-                        k++;
-                n = k;
-                enum apply_status s = place_run(h, i, n);
-                transition_set(h->t, run_bits(i, n), s);
+        for (unsigned i = 0, n; next_slots(d, equal, &i, &n); i += n) {
+                enum apply_status s = place_run(d, i, n);
+                transition_set(d->t, run_bits(i, n), s);
                 if (s == APPLY_OK)
                         placed |= run_bits(i, n);
         }
@@ -253,8 +173,8 @@ static uint64_t place(struct hole *h, uint64_t equal) {
 
 /* -- closing ------------------------------------------------------------------------------------------------------- */
 
-static void move_back(struct hole *h, uint64_t back) {
-        struct transition *t = h->t;
+static void move_back(struct advice *d, uint64_t back) {
+        struct transition *t = d->t;
         struct agent *a = t->a;
         unsigned tries = 0;
         while (back &= ~t->removed) {
@@ -300,11 +220,11 @@ static void move_back(struct hole *h, uint64_t back) {
         }
 }
 
-static void disarm(struct hole *h, uint64_t span, uint64_t placed) {
-        struct agent *a = h->t->a;
-        uint64_t plain = h->kind == APPLY_ZERO ? span : span & ~placed;
+static void disarm(struct advice *d, uint64_t span, uint64_t placed) {
+        struct agent *a = d->t->a;
+        uint64_t plain = d->kind == APPLY_ZERO ? span : span & ~placed;
         for (unsigned i = 0, n; next_run(plain, &i, &n); i += n) {
-                uint64_t start = page_address(h->t->base, i), end = page_address(h->t->base, i + n);
+                uint64_t start = page_address(d->t->base, i), end = page_address(d->t->base, i + n);
                 (void) context_unregister(&a->guard, start, end);
                 fault_point(FAULT_hole_disarmed);
                 if (context_register(&a->track, start, end, UFFDIO_REGISTER_MODE_WP) < 0)
@@ -313,10 +233,10 @@ static void disarm(struct hole *h, uint64_t span, uint64_t placed) {
 }
 
 /* One VMA's share of the block. */
-static void replace_span(struct hole *h) {
-        struct transition *t = h->t;
+static void replace_span(struct advice *d) {
+        struct transition *t = d->t;
         struct agent *a = t->a;
-        unsigned first = (unsigned) __builtin_ctzll(h->todo), last = 63 - (unsigned) __builtin_clzll(h->todo);
+        unsigned first = (unsigned) __builtin_ctzll(d->todo), last = 63 - (unsigned) __builtin_clzll(d->todo);
         uint64_t span = run_bits(first, last - first + 1);
         uint64_t start = page_address(t->base, first), end = page_address(t->base, last + 1);
 
@@ -325,55 +245,31 @@ static void replace_span(struct hole *h) {
         if (r == 0)
                 r = context_register(&a->guard, start, end, UFFDIO_REGISTER_MODE_MISSING);
         if (r < 0) {
-                transition_set(t, h->todo, r == -ENOMEM ? APPLY_BUDGET : APPLY_VMA_GONE);
+                transition_set(t, d->todo, r == -ENOMEM ? APPLY_BUDGET : APPLY_VMA_GONE);
                 if (context_register(&a->track, start, end, UFFDIO_REGISTER_MODE_WP) < 0)
                         a->retrack = true;
                 return;
         }
         t->armed_usec = now_usec();
         fault_point(FAULT_hole_armed);
-        uint64_t moved = move_out(h, t->base);
+        uint64_t moved = move_out(d, t->base);
         fault_point(FAULT_hole_moved);
-        uint64_t equal = compare(h, moved);
+        uint64_t equal = compare(d, moved);
         agent_drain(a);
         equal &= ~t->removed;
         fault_point(FAULT_hole_compared);
-        uint64_t placed = place(h, equal);
+        uint64_t placed = place(d, equal);
         fault_point(FAULT_hole_placed);
-        move_back(h, moved & ~placed);
-        disarm(h, span, placed);
+        move_back(d, moved & ~placed);
+        disarm(d, span, placed);
         fault_point(FAULT_hole_closed);
         transition_wake(t, start, end);
         fault_point(FAULT_hole_woken);
         (void) sys_madvise((uint64_t) a->scratch, BLOCK_BYTES, MADV_DONTNEED);
 }
 
-void hole_apply(struct transition *t, uint32_t kind, const struct extent_element *extents, uint32_t n, uint64_t asked) {
-        struct agent *a = t->a;
-        struct hole h = { .t = t, .kind = kind, .todo = asked };
-        if (kind == APPLY_MERGE)
-                load_expected(&h, extents, n);
-        if (!h.todo || !transition_begin(t))
-                return;
-        drop_ineligible(&h);
-        uint64_t all = h.todo;
-        while (all) {
-                struct vma v;
-                uint64_t address = page_address(t->base, (unsigned) __builtin_ctzll(all));
-                uint64_t block_end = t->base + BLOCK_BYTES;
-                if (vma_query(a->maps_fd, address, false, &v) < 0) {
-                        transition_set(t, all & -all, APPLY_VMA_GONE);
-                        all &= all - 1;
-                        continue;
-                }
-                unsigned at = v.start <= t->base ? 0 : (unsigned) ((v.start - t->base) >> KSM_PAGE_SHIFT);
-                uint64_t end = MIN(v.end, block_end);
-                h.todo = all & run_bits(at, (unsigned) ((end - page_address(t->base, at)) >> KSM_PAGE_SHIFT));
-                all &= ~h.todo;
-                if (!vma_is_candidate(&v))
-                        transition_set(t, h.todo, APPLY_VMA_GONE);
-                else
-                        replace_span(&h);
-        }
-        transition_end(t);
+void hole_replace(struct advice *d) {
+        drop_ineligible(d);
+        if (d->todo)
+                replace_span(d);
 }

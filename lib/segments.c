@@ -29,7 +29,7 @@ const struct segment *segments_find(const struct segments *s, uint32_t id) {
 }
 
 /* I2: immutable once published, and never shorter than n_slots, or a merged page would raise SIGBUS. */
-static int check(int fd, uint32_t n_slots) {
+static int check(int fd, uint32_t n_slots, uint64_t *ret_inode) {
         const long need = F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK;
         long seals = sys_call(SYS_fcntl, fd, F_GET_SEALS, 0, 0, 0, 0);
         if (seals < 0 || !((seals & need) == need || (seals & (F_SEAL_WRITE | F_SEAL_SHRINK)) ==
@@ -38,12 +38,14 @@ static int check(int fd, uint32_t n_slots) {
         struct stat st;
         if (fstat(fd, &st) < 0 || (uint64_t) st.st_size < (uint64_t) n_slots << KSM_PAGE_SHIFT)
                 return -EPERM;
+        *ret_inode = st.st_ino;
         return 0;
 }
 
 int segments_add(struct segments *s, uint32_t id, uint32_t n_slots, int fd) {
         uint32_t i = position(s, id);
-        int r = i < s->n && s->v[i].id == id ? -EEXIST : check(fd, n_slots);
+        uint64_t inode = 0;
+        int r = i < s->n && s->v[i].id == id ? -EEXIST : check(fd, n_slots, &inode);
         if (r == 0 && s->n == s->capacity) {
                 uint32_t capacity = MAX(SEGMENTS_MIN, s->capacity * 2);
                 struct segment *v = own_alloc(capacity * sizeof(*v));
@@ -61,7 +63,7 @@ int segments_add(struct segments *s, uint32_t id, uint32_t n_slots, int fd) {
                 return r;
         }
         memmove(s->v + i + 1, s->v + i, (s->n - i) * sizeof(*s->v));
-        s->v[i] = (struct segment) { .id = id, .n_slots = n_slots, .fd = fd };
+        s->v[i] = (struct segment) { .id = id, .n_slots = n_slots, .fd = fd, .inode = inode };
         s->n++;
         return 0;
 }

@@ -6,6 +6,7 @@
 struct segment {
         uint32_t id, n_slots;
         int fd;
+        uint64_t inode; /* as PROCMAP_QUERY tells it of a mapping */
 };
 struct segments {
         struct segment *v; /* ascending ids: the daemon counts upwards */

@@ -43,6 +43,7 @@ static int retire(struct agent *a) {
                 return r;
         link_close(a);
         watch_retire(&a->watch);
+        witness_dismiss(a);
         agent_close_contexts(a);
         book_forget(0, UINT64_MAX);
         a->retired = true;

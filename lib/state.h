@@ -11,6 +11,7 @@
 #include "lib/rangeset.h"
 #include "lib/segments.h"
 #include "lib/watch.h"
+#include "lib/witness.h"
 #include "proto/channel.h"
 
 #define BLOCK_BYTES ((uint64_t) BLOCK_PAGES << KSM_PAGE_SHIFT)
@@ -69,6 +70,7 @@ struct agent {
 
         struct transition *current; /* events of guard belong to it */
         struct watch watch;
+        struct witness witness;
         struct figures figures, figures_sent;
 };
 

@@ -11,6 +11,7 @@
 #include "lib/notes.h"
 #include "lib/sys.h"
 #include "lib/vma.h"
+#include "lib/witness.h"
 
 /* How long the agent waits for threads to leave their mapping calls with everybody else held off: longer than any call but
  * a fork or an munmap of gigabytes, short enough not to be felt. */
@@ -75,6 +76,66 @@ static uint64_t asked_pages(const struct extent_element *x, uint32_t n) {
         return asked;
 }
 
+/* Reads the slots' bytes into `expected`: while accesses wait they must be in cache, and a segment must not fault. */
+static void load_expected(struct advice *d, const struct extent_element *x, uint32_t n) {
+        struct agent *a = d->t->a;
+        for (uint32_t e = 0; e < n; e++) {
+                unsigned at = (unsigned) (x[e].page & (BLOCK_PAGES - 1));
+                const struct segment *s = segments_find(&a->segments, x[e].segment);
+                size_t length = (size_t) x[e].n_pages << KSM_PAGE_SHIFT;
+                if (!s || x[e].slot + x[e].n_pages > s->n_slots ||
+                    sys_pread(s->fd, a->expected + ((size_t) at << KSM_PAGE_SHIFT), length,
+                              (uint64_t) x[e].slot << KSM_PAGE_SHIFT) != (long) length) {
+                        transition_set(d->t, run_bits(at, x[e].n_pages), APPLY_ERROR);
+                        d->todo &= ~run_bits(at, x[e].n_pages);
+                        continue;
+                }
+                for (unsigned i = 0; i < x[e].n_pages; i++) {
+                        d->segment[at + i] = s;
+                        d->slot[at + i] = x[e].slot + i;
+                }
+        }
+}
+
+static void drop_unregistered(struct advice *d) {
+        const struct agent *a = d->t->a;
+        uint64_t bad = 0;
+        for (uint64_t m = d->todo; m; m &= m - 1) {
+                unsigned i = (unsigned) __builtin_ctzll(m);
+                uint64_t start = page_address(d->t->base, i), end = start + KSM_PAGE_SIZE;
+                if (!rangeset_contains(&a->ranges, start, end) || rangeset_overlaps(&a->excluded, start, end))
+                        bad |= 1ULL << i;
+        }
+        transition_set(d->t, bad, APPLY_VMA_GONE);
+        d->todo &= ~bad;
+}
+
+/* VMA by VMA; what lies there now decides how. */
+static void replace(struct advice *d) {
+        struct transition *t = d->t;
+        drop_unregistered(d);
+        for (uint64_t all = d->todo; all; all &= ~d->todo) {
+                struct vma v;
+                uint64_t address = page_address(t->base, (unsigned) __builtin_ctzll(all));
+                d->todo = all & -all;
+                if (vma_query(t->a->maps_fd, address, false, &v) < 0) {
+                        transition_set(t, d->todo, APPLY_VMA_GONE);
+                        continue;
+                }
+                uint64_t start = MAX(v.start, t->base), end = MIN(v.end, t->base + BLOCK_BYTES);
+                uint64_t part = all & run_bits((unsigned) ((start - t->base) >> KSM_PAGE_SHIFT),
+                                               (unsigned) ((end - start) >> KSM_PAGE_SHIFT));
+                d->todo = part;
+                if (v.segment)
+                        remerge_replace(d, &v);
+                else if (vma_is_candidate(&v))
+                        hole_replace(d);
+                else
+                        transition_set(t, part, APPLY_VMA_GONE);
+                d->todo = part;
+        }
+}
+
 uint32_t transition_apply(struct agent *a, uint32_t kind, const struct extent_element *extents, uint32_t n,
                           uint8_t status[64]) {
         memset(status, APPLY_NOT_ASKED, 64);
@@ -83,26 +144,29 @@ uint32_t transition_apply(struct agent *a, uint32_t kind, const struct extent_el
                 .base = extents[0].page >> BLOCK_SHIFT << (BLOCK_SHIFT + KSM_PAGE_SHIFT),
                 .status = status,
         };
-        uint64_t asked = asked_pages(extents, n);
-        transition_set(&t, asked, APPLY_BUSY);
+        struct advice d = { .t = &t, .kind = kind, .todo = asked_pages(extents, n) };
+        transition_set(&t, d.todo, APPLY_BUSY);
         if (a->raw && kind != APPLY_RESTORE) {
-                transition_set(&t, asked, APPLY_VMA_GONE);
+                transition_set(&t, d.todo, APPLY_VMA_GONE);
                 return 0;
         }
         if (a->suspended && kind != APPLY_RESTORE)
                 return 0;
-        if (kind == APPLY_RESTORE) {
-                if (transition_begin(&t)) {
-                        freeze_restore(&t, asked);
-                        transition_end(&t);
-                }
-        } else
-                hole_apply(&t, kind, extents, n, asked);
+        if (kind == APPLY_MERGE)
+                load_expected(&d, extents, n);
+        if (!d.todo || !transition_begin(&t))
+                return 0;
+        if (kind == APPLY_RESTORE)
+                freeze_restore(&t, d.todo, false);
+        else
+                replace(&d);
+        transition_end(&t);
         return t.longest_usec;
 }
 
 int transition_restore_range(struct agent *a, uint64_t start, uint64_t end) {
         bool left = false;
+        witness_dismiss(a); /* of a page that was written since then it knows nothing */
         struct book_walk walk = { .start = start, .end = end };
         uint64_t block, mask;
         while (book_walk_next(&walk, &block, &mask)) {
@@ -117,7 +181,7 @@ int transition_restore_range(struct agent *a, uint64_t start, uint64_t end) {
                         (void) sys_call(SYS_nanosleep, (long) &pause, 0, 0, 0, 0, 0);
                         agent_drain(a);
                 }
-                freeze_restore(&t, mask);
+                freeze_restore(&t, mask, true);
                 transition_end(&t);
                 for (unsigned i = 0; i < 64; i++) {
                         if (!(mask >> i & 1) || status[i] == APPLY_OK || status[i] == APPLY_VMA_GONE)

@@ -120,10 +120,14 @@ struct msg_segment_drop {
 /* daemon -> agent: one transition over pages of one 64-page aligned block, elements = the extents (at least one) of
  * the same kind, ascending, not overlapping. Answered by exactly one APPLIED with the same op. */
 enum apply_kind {
-        APPLY_MERGE = 1,   /* anonymous pages -> slots segment:slot.. (equal bytes expected) */
-        APPLY_ZERO = 2,    /* anonymous pages, all zero expected -> holes */
+        APPLY_MERGE = 1,   /* pages -> slots segment:slot.. (equal bytes expected) */
+        APPLY_ZERO = 2,    /* pages, all zero expected -> anonymous memory that was never touched */
         APPLY_RESTORE = 3, /* merged pages -> private anonymous copies */
 };
+/* The pages of MERGE and ZERO may be plain anonymous memory or lie inside merged runs: copied on write, discarded (and filled
+ * again), or mapping another slot; both kinds in one block are all right. The agent sees by itself which is which. A page that is
+ * there already is OK. Pages copied on write (RESTORE has them, too) are replaced only if the kernel shows that nobody has them pinned:
+ * PINNED_OR_FORKED else; BUSY when asking it again so soon would cost the program too much. */
 struct extent_element {
         uint64_t page;    /* address >> 12 of the first page */
         uint32_t n_pages; /* 1..64, within the block */

@@ -1,0 +1,100 @@
+/* What replaces pages: slots of a segment, or nothing. */
+#include <errno.h>
+#include <string.h>
+
+#include "common/fault.h"
+#include "lib/book.h"
+#include "lib/sys.h"
+#include "lib/transition.h"
+
+/* EAGAIN without progress: an event that was just drained, a zap under way; short. */
+#define POPULATE_TRIES 64U
+
+static bool is_zero(const uint8_t *p) {
+        return !*(const uint64_t *) p && memcmp(p, p + 8, KSM_PAGE_SIZE - 8) == 0;
+}
+
+bool place_is_wanted(const struct advice *d, unsigned i, const uint8_t *bytes) {
+        if (d->kind == APPLY_ZERO)
+                return is_zero(bytes);
+        return memcmp(bytes, d->t->a->expected + ((size_t) i << KSM_PAGE_SHIFT), KSM_PAGE_SIZE) == 0;
+}
+
+bool next_slots(const struct advice *d, uint64_t mask, unsigned *at, unsigned *n) {
+        unsigned k = 1;
+        if (!next_run(mask, at, n))
+                return false;
+        while (k < *n && d->segment[*at + k] == d->segment[*at] && d->slot[*at + k] == d->slot[*at] + k)
+                k++;
+        *n = k;
+        return true;
+}
+
+/* Before a fork can see it: fork waits for the mapping lock. */
+static void put_advice_back(struct agent *a, uint64_t start, uint64_t end) {
+        if (rangeset_overlaps(&a->dontfork, start, end))
+                (void) sys_madvise(start, end - start, MADV_DONTFORK);
+}
+
+enum apply_status place_slots(struct advice *d, unsigned at, unsigned n) {
+        struct agent *a = d->t->a;
+        uint64_t start = page_address(d->t->base, at), end = page_address(d->t->base, at + n);
+        struct book_block *b = book_get(d->t->base >> (BLOCK_SHIFT + KSM_PAGE_SHIFT));
+        if (!b)
+                return APPLY_BUDGET;
+        long r = sys_mmap(start, end - start, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, d->segment[at]->fd,
+                          (uint64_t) d->slot[at] << KSM_PAGE_SHIFT);
+        if (sys_is_error(r))
+                return (enum apply_status) errno_status((int) r);
+        b->merged |= run_bits(at, n);
+        b->removed &= ~run_bits(at, n);
+        put_advice_back(a, start, end);
+        fault_point(FAULT_hole_mapped);
+        return APPLY_OK;
+}
+
+enum apply_status place_nothing(struct transition *t, unsigned at, unsigned n) {
+        uint64_t start = page_address(t->base, at), end = page_address(t->base, at + n);
+        struct book_block *b = book_find(t->base >> (BLOCK_SHIFT + KSM_PAGE_SHIFT));
+        long r = sys_mmap(start, end - start, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        if (sys_is_error(r))
+                return (enum apply_status) errno_status((int) r);
+        b->merged &= ~run_bits(at, n);
+        b->removed &= ~run_bits(at, n);
+        put_advice_back(t->a, start, end);
+        fault_point(FAULT_hole_mapped);
+        return APPLY_OK;
+}
+
+void place_share(struct agent *a, uint64_t start, uint64_t end) {
+        /* When the kernel has no memory for that (a few hundred bytes), later writes are not tracked and a discard of these
+         * pages is not heard: no more transitions then, and docs/agent.md says so. */
+        if (context_register(&a->shared, start, end, UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MINOR) < 0)
+                a->raw = true;
+}
+
+void place_track(struct agent *a, uint64_t start, uint64_t end) {
+        if (rangeset_contains(&a->ranges, start, end) && !rangeset_overlaps(&a->excluded, start, end) &&
+            context_register(&a->track, start, end, UFFDIO_REGISTER_MODE_WP) < 0)
+                a->retrack = true;
+}
+
+void place_populate(struct agent *a, uint64_t start, uint64_t end) {
+        unsigned tries = 0;
+        while (start < end) {
+                uint64_t done;
+                int r = context_continue(&a->shared, start, end, &done);
+                if (done > start)
+                        tries = 0;
+                start = done;
+                if (r == 0)
+                        return;
+                if (r == -EEXIST) { /* written between mmap and here: already a private copy */
+                        start += KSM_PAGE_SIZE;
+                        continue;
+                }
+                agent_drain(a);
+                if (r != -EAGAIN || ++tries > POPULATE_TRIES)
+                        return; /* the rest comes by minor faults */
+        }
+}
