@@ -7,6 +7,18 @@
 
 #include "common/cleanup.h"
 
+/* Text that came from outside is safe for a terminal: whoever made the socket wrote it. */
+static void make_printable(char *text, size_t size) {
+        for (size_t i = 0; i < size && text[i]; i++)
+                if (text[i] < ' ' || text[i] > '~')
+                        text[i] = '?';
+}
+
+void admin_decode_welcome(const struct frame *f, struct msg_admin_welcome *ret) {
+        memcpy(ret, f->body, sizeof(*ret));
+        make_printable(ret->version, sizeof(ret->version));
+}
+
 int admin_connect(struct admin *a, const char *path) {
         struct msg_admin_hello hello = { 0 };
         int r;
@@ -19,7 +31,7 @@ int admin_connect(struct admin *a, const char *path) {
                 a->fd = close_fd(a->fd);
                 return r;
         }
-        memcpy(&a->welcome, a->message.frame.body, sizeof(a->welcome));
+        admin_decode_welcome(&a->message.frame, &a->welcome);
         return 0;
 }
 
@@ -47,6 +59,7 @@ int admin_receive(struct admin *a, int timeout_msec) {
         channel_message_done(&a->message); /* no admin frame carries fds */
         if (a->message.frame.type == MSG_REFUSED) {
                 memcpy(&a->refused, a->message.frame.body, sizeof(a->refused));
+                make_printable(a->refused.reason, sizeof(a->refused.reason));
                 return -EKEYREJECTED;
         }
         return 0;
@@ -89,21 +102,25 @@ int admin_counters(struct admin *a, struct counters *ret, uint64_t *ret_uptime_u
         return 0;
 }
 
-int admin_tunables(struct admin *a, struct tunable_values *ret) {
-        struct msg_tunables_request request = { 0 };
-        const struct tunable_element *t;
-        int r = admin_call(a, MSG_TUNABLES_REQUEST, &request, MSG_TUNABLES_REPLY, ADMIN_TIMEOUT_MSEC);
+void admin_decode_tunables(const struct frame *f, struct tunable_values *ret) {
+        const struct tunable_element *t = f->elements;
 
-        if (r < 0)
-                return r;
         *ret = (struct tunable_values) { 0 };
-        t = a->message.frame.elements;
-        for (uint32_t i = 0; i < a->message.frame.count; i++) {
+        for (uint32_t i = 0; i < f->count; i++) {
                 if (t[i].id >= TUNABLE_MAX_)
                         continue;
                 ((int64_t *) &ret->values)[t[i].id] = t[i].value;
                 ret->known[t[i].id] = true;
         }
+}
+
+int admin_tunables(struct admin *a, struct tunable_values *ret) {
+        struct msg_tunables_request request = { 0 };
+        int r = admin_call(a, MSG_TUNABLES_REQUEST, &request, MSG_TUNABLES_REPLY, ADMIN_TIMEOUT_MSEC);
+
+        if (r < 0)
+                return r;
+        admin_decode_tunables(&a->message.frame, ret);
         return 0;
 }
 

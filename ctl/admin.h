@@ -35,6 +35,8 @@ int admin_receive(struct admin *a, int timeout_msec);
 /* Sends, and waits for a reply of that type. An ADMIN_DONE in its place is returned as the error it carries. */
 int admin_call(struct admin *a, enum message_type type, const void *body, enum message_type reply, int timeout_msec);
 
+void admin_decode_welcome(const struct frame *f, struct msg_admin_welcome *ret);
+
 /* Counters that this daemon does not have are 0. ret_uptime_usec may be NULL. */
 int admin_counters(struct admin *a, struct counters *ret, uint64_t *ret_uptime_usec);
 void admin_decode_counters(const struct frame *f, struct counters *ret);
@@ -45,6 +47,7 @@ struct tunable_values {
         bool known[TUNABLE_MAX_];
 };
 int admin_tunables(struct admin *a, struct tunable_values *ret);
+void admin_decode_tunables(const struct frame *f, struct tunable_values *ret);
 
 struct client_list {
         struct client_element *clients;

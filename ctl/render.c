@@ -25,7 +25,7 @@ const char *format_bytes(char text[TEXT_BYTES], int64_t bytes) {
 }
 
 const char *format_pages(char text[TEXT_BYTES], int64_t pages) {
-        return format_bytes(text, pages * (int64_t) KSM_PAGE_SIZE);
+        return format_bytes(text, pages_to_bytes(pages));
 }
 
 const char *format_usec(char text[TEXT_BYTES], uint64_t usec) {
@@ -118,8 +118,20 @@ void table_free(struct table *t) {
         t->cells = NULL;
 }
 
+int64_t add_clamped(int64_t a, int64_t b) {
+        int64_t sum;
+
+        return !__builtin_add_overflow(a, b, &sum) ? sum : b < 0 ? INT64_MIN : INT64_MAX;
+}
+
+int64_t pages_to_bytes(int64_t pages) {
+        int64_t bytes;
+
+        return !__builtin_mul_overflow(pages, (int64_t) KSM_PAGE_SIZE, &bytes) ? bytes : pages < 0 ? INT64_MIN : INT64_MAX;
+}
+
 int64_t saved_bytes(const struct counters *c) {
-        return (c->pages_sharing + c->ksm_zero_pages) * (int64_t) KSM_PAGE_SIZE;
+        return pages_to_bytes(add_clamped(c->pages_sharing, c->ksm_zero_pages));
 }
 
 int64_t client_saved_bytes(const struct counters *c, const struct client_element *client) {
@@ -128,7 +140,8 @@ int64_t client_saved_bytes(const struct counters *c, const struct client_element
 
         if (mappings > 0)
                 saved += (double) client->merged_pages * (double) c->pages_sharing / mappings;
-        return (int64_t) (saved * (double) KSM_PAGE_SIZE);
+        saved *= (double) KSM_PAGE_SIZE;
+        return saved >= -0x1p63 && saved < 0x1p63 ? (int64_t) saved : saved < 0 ? INT64_MIN : INT64_MAX;
 }
 
 const char *client_state_name(uint32_t state) {

@@ -33,6 +33,10 @@ void table_free(struct table *t);
 
 /* -- what the numbers mean --------------------------------------------------------------------------------- */
 
+/* At the ends of the type instead of beyond: a client may have registered 16 EiB of holes. */
+int64_t add_clamped(int64_t a, int64_t b);
+int64_t pages_to_bytes(int64_t pages);
+
 /* All that is saved: further mappings of shared pages, and zero pages given back. */
 int64_t saved_bytes(const struct counters *c);
 /* A process's part of it. Nobody owns a shared page, so each mapping bears an equal part of its cost (as PSS does):

@@ -69,11 +69,11 @@ static struct json_object *process_object(const struct report *r, const struct c
         put(o, "shim", json_object_new_boolean(client->flags & HELLO_SHIM), error);
         put(o, "merge_any", json_object_new_boolean(client->flags & HELLO_MERGE_ANY), error);
         put_int(o, "ranges", client->n_ranges, error);
-        put_int(o, "registered_bytes", (int64_t) (client->registered_pages * KSM_PAGE_SIZE), error);
-        put_int(o, "tracked_bytes", (int64_t) (client->tracked_pages * KSM_PAGE_SIZE), error);
-        put_int(o, "merged_bytes", (int64_t) (client->merged_pages * KSM_PAGE_SIZE), error);
-        put_int(o, "zero_bytes", (int64_t) (client->zero_pages * KSM_PAGE_SIZE), error);
-        put_int(o, "unshared_bytes", (int64_t) (client->unshared_pages * KSM_PAGE_SIZE), error);
+        put_int(o, "registered_bytes", pages_to_bytes((int64_t) client->registered_pages), error);
+        put_int(o, "tracked_bytes", pages_to_bytes((int64_t) client->tracked_pages), error);
+        put_int(o, "merged_bytes", pages_to_bytes((int64_t) client->merged_pages), error);
+        put_int(o, "zero_bytes", pages_to_bytes((int64_t) client->zero_pages), error);
+        put_int(o, "unshared_bytes", pages_to_bytes((int64_t) client->unshared_pages), error);
         put_int(o, "saved_bytes", client_saved_bytes(&r->counters, client), error);
         put_int(o, "profit_bytes", client->profit_bytes, error);
         put_int(o, "agent_cpu_usec", (int64_t) client->cpu_usec, error);

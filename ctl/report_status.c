@@ -59,11 +59,11 @@ static void add_total(struct table *t, const struct report *r, bool wide) {
                 sum.merged_pages += client->merged_pages;
                 sum.zero_pages += client->zero_pages;
                 sum.unshared_pages += client->unshared_pages;
-                sum.profit_bytes += client->profit_bytes;
+                sum.profit_bytes = add_clamped(sum.profit_bytes, client->profit_bytes);
                 sum.cpu_usec += client->cpu_usec;
                 sum.vmas_used += client->vmas_used;
                 sum.vma_budget += client->vma_budget;
-                saved += client_saved_bytes(&r->counters, client);
+                saved = add_clamped(saved, client_saved_bytes(&r->counters, client));
         }
         table_rule(t);
         snprintf(text, sizeof(text), "%zu", r->clients.n);

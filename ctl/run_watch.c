@@ -88,10 +88,10 @@ static void finish_sample(struct watch *w, uint64_t now_usec) {
                 if (!is_ours(w, client))
                         continue;
                 s.n_processes++;
-                s.saved_bytes += client_saved_bytes(&w->counters, client);
-                s.merged_bytes += (int64_t) (client->merged_pages * KSM_PAGE_SIZE);
-                s.zero_bytes += (int64_t) (client->zero_pages * KSM_PAGE_SIZE);
-                s.profit_bytes += client->profit_bytes;
+                s.saved_bytes = add_clamped(s.saved_bytes, client_saved_bytes(&w->counters, client));
+                s.merged_bytes = add_clamped(s.merged_bytes, pages_to_bytes((int64_t) client->merged_pages));
+                s.zero_bytes = add_clamped(s.zero_bytes, pages_to_bytes((int64_t) client->zero_pages));
+                s.profit_bytes = add_clamped(s.profit_bytes, client->profit_bytes);
                 s.agents_cpu_usec += client->cpu_usec;
                 w->raw |= client->state == CLIENT_RAW;
         }

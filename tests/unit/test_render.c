@@ -36,6 +36,10 @@ static void test_bytes(void **state) {
         for (size_t i = 0; i < ARRAY_SIZE(cases); i++)
                 assert_string_equal(format_bytes(text, cases[i].bytes), cases[i].text);
         assert_string_equal(format_pages(text, 256), "1.00 MiB");
+        /* A client may register 16 EiB of holes, and two of them twice that. */
+        assert_string_equal(format_pages(text, INT64_C(1) << 52), "8.00 EiB");
+        assert_int_equal(add_clamped(INT64_MAX, 1), INT64_MAX);
+        assert_int_equal(add_clamped(INT64_MIN, -1), INT64_MIN);
 }
 
 static void test_usec(void **state) {
