@@ -244,6 +244,10 @@ static bool ids_differ(const char *status, const char *name) {
                real != effective || real != saved || real != fs;
 }
 
+bool status_has_other_ids(const char *text) {
+        return ids_differ(text, "\nUid:") || ids_differ(text, "\nGid:");
+}
+
 int peer_check_eligible(const struct peer *p, const char **ret_reason) {
         char text[PROC_TEXT_BYTES], path[64];
         struct stat st;
@@ -253,7 +257,7 @@ int peer_check_eligible(const struct peer *p, const char **ret_reason) {
         (void) snprintf(path, sizeof(path), "/proc/%d", (int) p->pid);
         if (read_proc(p, "status", text, sizeof(text)) < 0 || stat(path, &st) < 0 || !peer_is_alive(p))
                 *ret_reason = "its /proc entry cannot be read";
-        else if (ids_differ(text, "\nUid:") || ids_differ(text, "\nGid:"))
+        else if (status_has_other_ids(text))
                 *ret_reason = "setuid or setgid program";
         else if (st.st_uid != p->uid)
                 *ret_reason = "not dumpable";

@@ -49,3 +49,7 @@ void cgroup_scope(const char *path, size_t length, const char **ret, size_t *ret
  * (redis@1.service -> redis@.service); without such a component the rest of the path itself. Returns the length written,
  * or -ENAMETOOLONG. */
 int cgroup_unit_template(const char *path, size_t length, char *ret, size_t capacity);
+
+/* Whether the text of /proc/PID/status names effective, saved or file system ids other than the real ones (of user or group), or
+ * none: the process runs with other rights than its user. */
+bool status_has_other_ids(const char *text);
