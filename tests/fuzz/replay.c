@@ -1,5 +1,5 @@
-/* Runs a fuzz target over the files of a corpus directory, so that every finding stays a test of the normal suite with
- * any compiler. Fails when the corpus is empty: a replay of nothing proves nothing. */
+/* Runs a fuzz target over the files of corpus directories, so that every finding stays a test of the normal suite with
+ * any compiler. Fails when there are none: a replay of nothing proves nothing. */
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,23 +27,35 @@ static int replay(const char *directory, const char *name) {
         return 0;
 }
 
-int main(int argc, char **argv) {
+static int replay_all(const char *directory, unsigned *n) {
+        DIR *d = opendir(directory);
         const struct dirent *entry;
-        unsigned n = 0;
-        DIR *d = argc == 2 ? opendir(argv[1]) : NULL;
+        int r = 0;
 
         if (!d) {
-                fprintf(stderr, "usage: %s CORPUS-DIRECTORY\n", argv[0]);
-                return EXIT_FAILURE;
+                perror(directory);
+                return -1;
         }
-        while ((entry = readdir(d))) {
+        while (r == 0 && (entry = readdir(d))) {
                 if (entry->d_name[0] == '.')
                         continue;
-                if (replay(argv[1], entry->d_name) < 0)
-                        return EXIT_FAILURE;
-                n++;
+                r = replay(directory, entry->d_name);
+                ++*n;
         }
         closedir(d);
+        return r;
+}
+
+int main(int argc, char **argv) {
+        unsigned n = 0;
+
+        if (argc < 2) {
+                fprintf(stderr, "usage: %s CORPUS-DIRECTORY...\n", argv[0]);
+                return EXIT_FAILURE;
+        }
+        for (int i = 1; i < argc; i++)
+                if (replay_all(argv[i], &n) < 0)
+                        return EXIT_FAILURE;
         printf("%u inputs replayed\n", n);
         return n > 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }
