@@ -147,7 +147,7 @@ FAULTS = [
     Fault("domain-without-unit", "I4", "root's services share a domain", "daemon/sys/peer.c",
           "cgroup_unit_template(path, length, unit, sizeof(unit)) < 0)", "false)", ("peer", "sharing")),
     Fault("setuid-accepted", "I4", "setuid programs may register", "daemon/sys/peer.c",
-          '        else if (ids_differ(text, "\\nUid:") || ids_differ(text, "\\nGid:"))\n                *ret_reason = "setuid or setgid program";\n',
+          '        else if (status_has_other_ids(text))\n                *ret_reason = "setuid or setgid program";\n',
           "", ("peer", "daemon_protocol")),
 
     # -- the codec (proto/codec.c) --------------------------------------------------------------------------------------------
