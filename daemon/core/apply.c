@@ -6,6 +6,7 @@
 
 #define LONG_RUN 8
 #define SHORT_WAIT_PASSES 2
+#define STAMP_MASK ((1U << (32 - ID_INDEX_BITS)) - 1)
 #define BUSY_FIRST_USEC 2000
 #define BUSY_MAX_DOUBLINGS 6
 /* After so many refusals in a row the pages go back to the end of the queue by settling again. */
@@ -19,6 +20,7 @@ void apply_wake_due(struct core *c, uint64_t now_usec) {
                 timer_clear(c, cl, TIMER_WAKE);
                 turn_add(c, cl, TURN_APPLY);
                 turn_add(c, cl, TURN_PUBLISH);
+                restore_wake(c, cl, now_usec);
         }
 }
 
@@ -29,7 +31,7 @@ void block_queue_short(struct core *c, uint32_t block, unsigned longest) {
 
         if (b->flags & (BLOCK_APPLY | BLOCK_SHORT))
                 return;
-        b->stamp = cl->pass;
+        b->stamp = cl->pass & STAMP_MASK;
         block_push(c, &cl->shorts[MIN(longest, SHORT_BUCKETS - 1U)], block, BLOCK_SHORT);
 }
 
@@ -39,7 +41,7 @@ static uint32_t pop_short(struct core *c, struct client *cl) {
         for (unsigned k = SHORT_BUCKETS; k-- > 0;) {
                 uint32_t block = cl->shorts[k].head;
 
-                if (block == NIL || (!at_once && cl->pass - block_at(c, block)->stamp < SHORT_WAIT_PASSES))
+                if (block == NIL || (!at_once && ((cl->pass - block_at(c, block)->stamp) & STAMP_MASK) < SHORT_WAIT_PASSES))
                         continue;
                 (void) block_pop(c, &cl->shorts[k], BLOCK_SHORT);
                 block_at(c, block)->flags |= BLOCK_SHORT_DUE;
@@ -68,34 +70,11 @@ static bool has_state(const struct block *b, enum page_state s) {
 }
 
 static bool plan_restore(struct plan *p) {
-        struct core *c = p->c;
-        struct block *b = block_at(c, p->block);
-        uint64_t first = b->number << BLOCK_SHIFT;
-
-        p->kind = CORE_APPLY_RESTORE;
-        for (unsigned i = 0; i < BLOCK_PAGES; i++) {
-                bool wanted = b->flags & BLOCK_RESTORE && (c->is_unmerging || scan_is_unmerged(p->cl, first + i));
-
-                if (!is_in_file(record_state(b->page[i])))
-                        continue;
-                if (!wanted && b->flags & BLOCK_RAGGED)
-                        wanted = extent_is_ragged(c, b, (uint32_t) record_payload(b->page[i]));
-                if (wanted)
-                        p->mask |= UINT64_C(1) << i;
-        }
-        b->flags &= (uint16_t) ~BLOCK_RAGGED;
-        return p->mask;
-}
-
-static bool plan_zero(struct plan *p) {
         struct block *b = block_at(p->c, p->block);
 
-        p->kind = CORE_APPLY_ZERO;
-        for (unsigned i = 0; i < BLOCK_PAGES; i++)
-                if (record_state(b->page[i]) == PAGE_ZEROABLE) {
-                        p->mask |= UINT64_C(1) << i;
-                        page_mark(p->c, p->block, i, record(PAGE_ZEROING, record_fails(b->page[i]), 0));
-                }
+        p->kind = CORE_APPLY_RESTORE;
+        p->mask = restore_pages(p->c, b);
+        b->flags &= (uint16_t) ~(BLOCK_RAGGED | BLOCK_DOUBTFUL);
         return p->mask;
 }
 
@@ -115,22 +94,42 @@ static unsigned run_length(const struct plan *p, unsigned i) {
         return n;
 }
 
-/* The run prolongs one that is mapped: it costs no VMA. */
-static bool is_prolonging(const struct plan *p, unsigned i, unsigned n) {
-        const struct core *c = p->c;
-        const struct domain *d = client_domain(c, p->cl);
-        const struct block *b = block_at(c, p->block);
-
-        return (i > 0 && is_in_file(record_state(b->page[i - 1])) &&
-                are_neighbours(d, page_slot(c, b, i - 1), page_slot(c, b, i))) ||
-               (i + n < BLOCK_PAGES && is_in_file(record_state(b->page[i + n])) &&
-                are_neighbours(d, page_slot(c, b, i + n - 1), page_slot(c, b, i + n)));
-}
-
 static void run_refused(struct plan *p, unsigned i, unsigned n) {
         for (unsigned k = i; k < i + n; k++)
                 page_fresh(p->c, p->block, k, more_fails(record_fails(block_at(p->c, p->block)->page[k]), 1), p->now_usec);
         p->c->counters.failed_budget += n;
+}
+
+/* The run's pages go into the plan, if there are VMAs for it; else they settle again. */
+static void run_planned(struct plan *p, unsigned i, unsigned n, int cost, enum page_state state) {
+        struct core *c = p->c;
+        const struct block *b = block_at(c, p->block);
+        uint32_t more = cost > 0 ? (uint32_t) cost : 0;
+
+        if (more > 0 && (p->cl->budget_usec > p->now_usec || !client_has_vmas(c, p->cl, p->n_vmas + more, n >= LONG_RUN))) {
+                run_refused(p, i, n);
+                return;
+        }
+        p->n_vmas += more;
+        for (unsigned k = i; k < i + n; k++) {
+                p->mask |= UINT64_C(1) << k;
+                page_mark(c, p->block, k, record(state, record_fails(b->page[k]), record_payload(b->page[k])));
+        }
+}
+
+/* Zeros become a hole. In anonymous memory that costs nothing, in the middle of a mapping it cuts it. */
+static bool plan_zero(struct plan *p) {
+        struct block *b = block_at(p->c, p->block);
+
+        p->kind = CORE_APPLY_ZERO;
+        for (unsigned i = 0, n; i < BLOCK_PAGES; i += n) {
+                for (n = 0; i + n < BLOCK_PAGES && record_state(b->page[i + n]) == PAGE_ZEROABLE; n++)
+                        ;
+                if (n > 0)
+                        run_planned(p, i, n, extent_vma_cost(p->c, b, i, n, NIL), PAGE_ZEROING);
+                n = MAX(n, 1U);
+        }
+        return p->mask;
 }
 
 static bool plan_merge(struct plan *p) {
@@ -141,29 +140,17 @@ static bool plan_merge(struct plan *p) {
 
         p->kind = CORE_APPLY_MERGE;
         for (unsigned i = 0, n; i < BLOCK_PAGES; i += n) {
-                bool is_long;
-                uint32_t cost;
+                int cost;
 
                 n = 1;
                 if (record_state(b->page[i]) != PAGE_MATCHED)
                         continue;
                 n = run_length(p, i);
-                cost = is_prolonging(p, i, n) ? 0 : 2;
-                is_long = n >= LONG_RUN || cost == 0;
-                if (!is_long && !is_due) {
+                cost = extent_vma_cost(c, b, i, n, page_slot(c, b, i));
+                if (n < LONG_RUN && cost > 0 && !is_due)
                         longest_short = MAX(longest_short, n);
-                        continue;
-                }
-                if (p->cl->budget_usec > p->now_usec || !client_has_vmas(c, p->cl, p->n_vmas + cost, is_long)) {
-                        run_refused(p, i, n);
-                        continue;
-                }
-                p->n_vmas += cost;
-                for (unsigned k = i; k < i + n; k++) {
-                        p->mask |= UINT64_C(1) << k;
-                        page_mark(c, p->block, k,
-                                  record(PAGE_MERGING, record_fails(b->page[k]), record_payload(b->page[k])));
-                }
+                else
+                        run_planned(p, i, n, cost, PAGE_MERGING);
         }
         /* Pages that found an equal in short runs wait in the same queue, for the publish. */
         if (!is_due && has_state(b, PAGE_HASHED))
@@ -264,6 +251,7 @@ static bool apply_build(struct core *c, struct client *cl, uint32_t block, uint6
         cl->n_applies++;
         cl->vmas_pending += p.n_vmas;
         op->apply_kind = (uint8_t) p.kind;
+        op->is_request = block_at(c, block)->flags & BLOCK_RESTORE;
         op->apply.mask = p.mask;
         op->apply.block = block;
         op->apply.n_vmas = p.n_vmas;
@@ -343,6 +331,7 @@ static void page_failed(struct answer *a, unsigned i, enum core_apply_status sta
         case CORE_VMA_GONE:
                 n->failed_vma_gone++;
                 page_set(a->c, a->block, i, record(PAGE_NONE, 0, 0));
+                extent_leave(a->c, a->block, i);
                 return;
         case CORE_BUDGET:
                 n->failed_budget++;
@@ -359,12 +348,24 @@ static void page_merged(struct answer *a, unsigned i) {
         struct core *c = a->c;
         uint64_t r = block_at(c, a->block)->page[i];
 
-        if (record_state(r) == PAGE_ZEROING)
+        if (record_state(r) == PAGE_ZEROING) {
                 page_set(c, a->block, i, record(PAGE_ZEROED, 0, 0));
-        else if (extent_add(c, a->block, i, (uint32_t) record_payload(r), record_fails(r)) < 0)
+                extent_leave(c, a->block, i);
+        } else if (extent_add(c, a->block, i, (uint32_t) record_payload(r), record_fails(r)) < 0) {
                 page_set(c, a->block, i, record(PAGE_FOREIGN, 0, 0)); /* no memory: it is merged, but nobody counts it */
+                extent_leave(c, a->block, i);
+        }
         c->counters.merges++;
         a->n_done++;
+}
+
+/* A range that went before the answer came, and is back: the agent says what it does in order, so the answer is about the
+ * new mapping. */
+static bool is_registered(const struct answer *a, unsigned i) {
+        uint64_t page = (block_at(a->c, a->block)->number << BLOCK_SHIFT) + i;
+        const struct range *range = range_find(a->cl, page);
+
+        return range && range->start <= page;
 }
 
 static void answer_merge(struct answer *a, unsigned i, enum core_apply_status status) {
@@ -372,8 +373,10 @@ static void answer_merge(struct answer *a, unsigned i, enum core_apply_status st
         enum page_state s = record_state(r);
 
         if (s != PAGE_MERGING && s != PAGE_ZEROING)
-                return; /* its range went meanwhile */
-        if (status == CORE_OK) {
+                return;
+        if (!is_registered(a, i)) {
+                page_set(a->c, a->block, i, record(PAGE_NONE, 0, 0));
+        } else if (status == CORE_OK) {
                 page_merged(a, i);
         } else if (status == CORE_BUSY) {
                 a->was_busy = true;
@@ -385,20 +388,24 @@ static void answer_merge(struct answer *a, unsigned i, enum core_apply_status st
 }
 
 static void answer_restore(struct answer *a, unsigned i, enum core_apply_status status) {
-        struct block *b = block_at(a->c, a->block);
+        struct core *c = a->c;
+        struct block *b = block_at(c, a->block);
         uint64_t r = b->page[i];
+        bool was_merged = record_state(r) == PAGE_MERGED;
 
-        if (!is_in_file(record_state(r)))
-                return;
+        if (extent_find(c, b, i) == NIL)
+                return; /* its range went meanwhile */
         if (status == CORE_BUSY) {
                 a->was_busy = true;
                 a->n_busy++;
         } else if (status == CORE_OK || status == CORE_VMA_GONE) {
-                a->c->counters.unshares += record_state(r) == PAGE_MERGED;
+                c->counters.unshares += was_merged;
                 a->n_done += status == CORE_OK;
-                page_set(a->c, a->block, i, record(PAGE_NONE, 0, 0));
-                if (status == CORE_OK && !scan_is_unmerged(a->cl, (b->number << BLOCK_SHIFT) + i))
-                        page_fresh(a->c, a->block, i, record_fails(r), a->now_usec);
+                if (was_merged || status == CORE_VMA_GONE)
+                        page_set(c, a->block, i, record(PAGE_NONE, 0, 0));
+                extent_leave(c, a->block, i);
+                if (was_merged && status == CORE_OK && !scan_is_unmerged(a->cl, (b->number << BLOCK_SHIFT) + i))
+                        page_fresh(c, a->block, i, record_fails(r), a->now_usec);
         } else {
                 a->n_left++;
         }
@@ -424,14 +431,20 @@ static bool client_busy(struct answer *a) {
         return false;
 }
 
-static void end_of_restore(struct answer *a, bool is_again) {
+/* An unmerge of the block ends with the plan that finds nothing more to restore, or here when something was refused; but not by
+ * the answer to a restore that was planned before the unmerge came. */
+static void end_of_restore(struct answer *a, bool is_again, bool was_asked) {
         struct block *b = block_at(a->c, a->block);
+        uint64_t left = is_again ? 0 : a->n_left + a->n_busy;
+        bool is_end = left > 0 && was_asked;
 
-        if (!(b->flags & BLOCK_RESTORE))
-                return;
+        if (is_again)
+                b->flags |= BLOCK_RAGGED; /* if that is why */
+        if (left > 0)
+                restore_refused(a->c, a->block, a->now_usec);
         if (b->flags & BLOCK_UNMERGE)
-                request_unmerged(a->c, a->cl, a->n_done, is_again ? 0 : a->n_left + a->n_busy, !is_again);
-        if (!is_again)
+                request_unmerged(a->c, a->cl, a->n_done, is_end ? left : 0, is_end);
+        if (is_end)
                 b->flags &= (uint16_t) ~(BLOCK_RESTORE | BLOCK_UNMERGE);
 }
 
@@ -440,7 +453,9 @@ static void block_answered(struct answer *a) {
         struct block *b = block_at(c, a->block);
 
         b->flags &= (uint16_t) ~BLOCK_BUSY;
-        if (b->flags & (BLOCK_RESTORE | BLOCK_RAGGED) || has_state(b, PAGE_MATCHED) || has_state(b, PAGE_ZEROABLE)) {
+        /* Hashed ones may have been due while it was busy. */
+        if (b->flags & (BLOCK_RESTORE | BLOCK_RAGGED) || has_state(b, PAGE_MATCHED) || has_state(b, PAGE_ZEROABLE) ||
+            has_state(b, PAGE_HASHED)) {
                 block_queue_apply(c, a->block);
         } else {
                 b->flags &= (uint16_t) ~BLOCK_SHORT_DUE;
@@ -463,6 +478,7 @@ void core_apply_done(struct core *c, uint64_t id, uint64_t now_usec, const uint8
                 return;
         }
         a.block = op->apply.block;
+        client_forget_all(c, cl, block_at(c, a.block)->number);
         cl->n_applies--;
         cl->vmas_pending -= op->apply.n_vmas;
         for (uint64_t m = op->apply.mask; m; m &= m - 1) {
@@ -483,7 +499,7 @@ void core_apply_done(struct core *c, uint64_t id, uint64_t now_usec, const uint8
         else if (a.n_done > 0 && !is_restore)
                 cl->budget_tries = 0;
         if (is_restore)
-                end_of_restore(&a, is_again);
+                end_of_restore(&a, is_again, op->is_request);
         op_free(c, op);
         block_answered(&a);
 }

@@ -74,11 +74,22 @@ static uint32_t continuing_slot(const struct core *c, const struct block *b, uns
 
         if (i > 0) {
                 before = page_slot(c, b, i - 1);
+                if (before == NIL)
+                        before = page_file_slot(c, b, i - 1);
         } else {
                 other = b->number > 0 ? block_find(c, block_client(c, b), b->number - 1) : NIL;
                 before = other != NIL ? page_slot(c, block_at(c, other), BLOCK_PAGES - 1) : NIL;
         }
         return before == NIL ? NIL : before + 1;
+}
+
+/* The one that costs no VMA: where the page lies anyway, or the continuation of the page before. */
+static uint32_t preferred_slot(const struct core *c, const struct domain *d, const struct block *b, unsigned i,
+                               uint64_t hash) {
+        uint32_t own = page_file_slot(c, b, i);
+
+        return own != NIL && slot_key(d, own) == index_key(hash) && slot_has_room(c, d, own) ? own
+                                                                                            : continuing_slot(c, b, i);
 }
 
 void page_resolve(struct core *c, uint32_t block, unsigned i, uint64_t hash, uint64_t now_usec) {
@@ -90,7 +101,7 @@ void page_resolve(struct core *c, uint32_t block, unsigned i, uint64_t hash, uin
 
         match_find(c, d, hash, &m);
         if (m.slot != NIL)
-                slot = chain_pick(c, d, m.slot, continuing_slot(c, b, i));
+                slot = chain_pick(c, d, m.slot, preferred_slot(c, d, b, i, hash));
         if (slot != NIL) {
                 slot_pend(d, slot);
                 page_mark(c, block, i, record(PAGE_MATCHED, fails, slot));

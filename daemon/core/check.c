@@ -14,7 +14,8 @@ static const char no_memory[] = "no memory";
 
 struct totals {
         uint64_t states[PAGE_STATES];
-        uint64_t blocks, vmas, registered;
+        uint64_t blocks, extents, vmas, registered;
+        uint64_t segments, written, dead, sharers, shared, chains, dups;
 };
 
 /* A page record and what it refers to. */
@@ -39,29 +40,69 @@ static const char *check_page(struct core *c, struct client *cl, uint32_t block,
                 REQUIRE(slot_at(d, slot)->state == SLOT_LIVE, "a page is to be merged into a slot that is not live");
                 break;
         case PAGE_MERGED:
-        case PAGE_COWED: {
-                const struct extent *e;
-
                 REQUIRE(pool_has(&c->extents, (uint32_t) record_payload(r)), "a merged page has no extent");
-                e = extent_at(c, (uint32_t) record_payload(r));
-                REQUIRE(e->page >> BLOCK_SHIFT == block && (e->page & (BLOCK_PAGES - 1)) <= i,
-                        "an extent is not of its page's block");
-                REQUIRE((e->live >> i & 1) == (record_state(r) == PAGE_MERGED), "an extent's live pages are wrong");
+                REQUIRE(extent_at(c, (uint32_t) record_payload(r))->mapped >> i & 1, "a merged page lies outside its extent");
                 slot = page_slot(c, b, i);
-                REQUIRE(slot / SEGMENT_UNIT < d->n_units && segment_of(d, slot), "I4: a page maps no segment of its domain");
-                REQUIRE(record_state(r) == PAGE_COWED || slot_at(d, slot)->state == SLOT_LIVE,
-                        "a merged page maps a slot that is not live");
+                REQUIRE(slot_at(d, slot)->state == SLOT_LIVE, "a merged page maps a slot that is not live");
                 break;
-        }
         default:
                 break;
         }
         return NULL;
 }
 
+/* The mappings of a block: apart from each other, in segments of the domain, no empty ones. */
+static const char *check_extents(struct core *c, struct domain *d, uint32_t block, struct totals *t) {
+        uint64_t seen = 0;
+
+        for (uint32_t id = block_at(c, block)->extents; id != NIL; id = extent_at(c, id)->block_next) {
+                const struct extent *e;
+
+                REQUIRE(pool_has(&c->extents, id), "a block names an extent that is none");
+                e = extent_at(c, id);
+                REQUIRE(e->page >> BLOCK_SHIFT == block, "an extent is in another block's list");
+                REQUIRE(e->mapped != 0, "an extent holds nothing");
+                REQUIRE(!(e->mapped & seen), "a page lies in two extents");
+                seen |= e->mapped;
+                t->extents++;
+                for (uint64_t m = e->mapped; m; m &= m - 1) {
+                        uint32_t slot = e->slot + (uint32_t) __builtin_ctzll(m) - (e->page & (BLOCK_PAGES - 1));
+
+                        REQUIRE(slot / SEGMENT_UNIT < d->n_units && segment_of(d, slot), "I4: a page maps no segment of its domain");
+                        REQUIRE(segment_of(d, slot) == segment_of(d, e->slot), "an extent crosses segments");
+                }
+        }
+        return NULL;
+}
+
+/* VMA boundaries as the kernel would count them: at each page that lies in a mapping, the one before it, and the one behind it
+ * when anonymous memory follows. */
+static uint64_t count_edges(struct core *c, struct client *cl, struct block *b) {
+        const struct domain *d = client_domain(c, cl);
+        uint32_t before = b->number > 0 ? block_find(c, cl, b->number - 1) : NIL, after = block_find(c, cl, b->number + 1);
+        uint32_t left = before == NIL ? NIL : page_file_slot(c, block_at(c, before), BLOCK_PAGES - 1);
+        uint64_t n = 0;
+
+        for (unsigned i = 0; i <= BLOCK_PAGES; i++) {
+                uint32_t own = i < BLOCK_PAGES    ? page_file_slot(c, b, i)
+                               : after == NIL     ? NIL
+                                                  : page_file_slot(c, block_at(c, after), 0);
+
+                if (i == BLOCK_PAGES)
+                        n += left != NIL && own == NIL; /* else the next block counts it */
+                else if (own != NIL)
+                        n += left == NIL || left + 1 != own || segment_of(d, left) != segment_of(d, own);
+                else
+                        n += i > 0 && left != NIL;
+                left = own;
+        }
+        return n;
+}
+
 static const char *check_client(struct core *c, struct client *cl, struct totals *all) {
         struct totals t = {};
         uint64_t n_blocks = 0, edges = 0;
+        const char *error;
 
         for (uint32_t i = 0; i < cl->n_ranges; i++) {
                 REQUIRE(cl->ranges[i].start < cl->ranges[i].end, "an empty range");
@@ -75,30 +116,14 @@ static const char *check_client(struct core *c, struct client *cl, struct totals
                 n_blocks++;
                 REQUIRE(b->client == id_index(cl->id), "a block is in another client's list");
                 REQUIRE(block_find(c, cl, b->number) == block, "a block is not in the block table");
+                error = check_extents(c, client_domain(c, cl), block, &t);
+                if (error)
+                        return error;
+                edges += count_edges(c, cl, b);
                 for (unsigned i = 0; i < BLOCK_PAGES; i++) {
-                        const char *e = check_page(c, cl, block, i, &t);
-
-                        if (e)
-                                return e;
-                        if (is_in_file(record_state(b->page[i])))
-                                edges += extent_vma_edges(c, b, i);
-                        if (i + 1 < BLOCK_PAGES && is_in_file(record_state(b->page[i])) &&
-                            is_in_file(record_state(b->page[i + 1])) && page_slot(c, b, i) + 1 != page_slot(c, b, i + 1))
-                                edges--; /* a boundary between two mapped pages is counted from both sides */
-                        if (i + 1 < BLOCK_PAGES && is_in_file(record_state(b->page[i])) &&
-                            is_in_file(record_state(b->page[i + 1])) && page_slot(c, b, i) + 1 == page_slot(c, b, i + 1) &&
-                            segment_of(client_domain(c, cl), page_slot(c, b, i)) !=
-                                    segment_of(client_domain(c, cl), page_slot(c, b, i + 1)))
-                                edges--;
-                }
-                if (is_in_file(record_state(b->page[BLOCK_PAGES - 1]))) {
-                        uint32_t next = block_find(c, cl, b->number + 1);
-
-                        if (next != NIL && is_in_file(record_state(block_at(c, next)->page[0]))) {
-                                uint32_t l = page_slot(c, b, BLOCK_PAGES - 1), r = page_slot(c, block_at(c, next), 0);
-
-                                edges -= l + 1 != r || segment_of(client_domain(c, cl), l) != segment_of(client_domain(c, cl), r);
-                        }
+                        error = check_page(c, cl, block, i, &t);
+                        if (error)
+                                return error;
                 }
         }
         REQUIRE(n_blocks == cl->n_blocks, "blocks of a client are miscounted");
@@ -108,6 +133,7 @@ static const char *check_client(struct core *c, struct client *cl, struct totals
                 all->states[s] += t.states[s];
         }
         all->blocks += n_blocks;
+        all->extents += t.extents;
         all->vmas += edges;
         all->registered += t.registered;
         return NULL;
@@ -131,25 +157,44 @@ static void recount_block(struct core *c, struct domain *d, struct block *b, con
         }
 }
 
-static const char *check_ring(struct core *c, struct domain *d, uint32_t slot, uint64_t *ret_dups) {
-        uint32_t at = slot;
+/* Adds a dup to the totals, and its chain by one of its dups. */
+static const char *check_ring(struct domain *d, uint32_t slot, struct totals *t) {
+        uint32_t at = slot, first = slot;
+        uint64_t n = 0;
         bool is_indexed = false;
 
-        *ret_dups = 0;
         do {
                 REQUIRE(slot_at(d, at)->state == SLOT_LIVE, "a dup of a chain is not live");
                 REQUIRE(slot_key(d, at) == slot_key(d, slot), "I5: dups of a chain have different keys");
+                REQUIRE(*slot_prev(d, slot_at(d, at)->next) == at, "a ring is not the same in both directions");
                 is_indexed |= index_replace(&d->index, slot_key(d, at), SLOT_ID | at, SLOT_ID | at);
                 at = slot_at(d, at)->next;
-                REQUIRE(++*ret_dups <= UINT32_MAX, "a ring does not close");
+                first = MIN(first, at);
+                REQUIRE(++n <= UINT32_MAX, "a ring does not close");
         } while (at != slot);
         REQUIRE(is_indexed, "a chain is not in the index");
+        t->dups += n > 1;
+        t->chains += n > 1 && first == slot;
         return NULL;
 }
 
-static const char *check_segment(struct core *c, struct domain *d, struct segment *s, uint64_t *dups) {
+static const char *check_groups(struct core *c, const struct segment *s) {
+        uint32_t n = 0;
+
+        for (uint32_t g = 0; g < s->n_slots / BLOCK_PAGES; g++)
+                for (uint32_t id = s->groups[g], prev = NIL; id != NIL; prev = id, id = extent_at(c, id)->next) {
+                        REQUIRE(pool_has(&c->extents, id), "a segment names an extent that is none");
+                        REQUIRE(extent_at(c, id)->prev == prev, "a group's list is not the same in both directions");
+                        REQUIRE((extent_at(c, id)->slot - s->base) / BLOCK_PAGES == g, "an extent is in the wrong group");
+                        n++;
+                }
+        REQUIRE(n == s->n_extents, "extents of a segment are miscounted");
+        return NULL;
+}
+
+static const char *check_segment(struct core *c, struct domain *d, struct segment *s, struct totals *t) {
         struct recount *n;
-        uint32_t n_writing = 0, n_live = 0, n_sharers = 0;
+        uint32_t n_writing = 0, n_live = 0, n_dead = 0, n_sharers = 0;
         const char *error = NULL;
 
         n = memory_realloc(&c->memory, NULL, 0, s->n_slots * sizeof(*n));
@@ -161,24 +206,30 @@ static const char *check_segment(struct core *c, struct domain *d, struct segmen
                         recount_block(c, d, block_at(c, i), s, n);
         for (uint32_t i = 0; i < s->n_slots && !error; i++) {
                 const struct slot *slot = &s->slots[i];
-                uint64_t ring;
 
                 n_writing += slot->state == SLOT_WRITING;
                 n_live += slot->state == SLOT_LIVE;
+                n_dead += slot->state == SLOT_DEAD;
                 n_sharers += slot->sharers;
+                t->shared += slot->sharers > 0;
                 if (slot->sharers != n[i].sharers || slot->pending != n[i].pending)
                         error = "sharers of a slot are miscounted";
                 else if (slot->state == SLOT_LIVE && slot->sharers + slot->pending == 0)
                         error = "a slot without sharers is live";
-                else if (slot->state == SLOT_LIVE && !(error = check_ring(c, d, s->base + i, &ring)))
-                        *dups += ring > 1;
+                else if (slot->state == SLOT_LIVE)
+                        error = check_ring(d, s->base + i, t);
         }
         memory_release(&c->memory, n, s->n_slots * sizeof(*n));
         if (error)
                 return error;
         REQUIRE(n_writing == s->n_writing && n_live == s->n_live && n_sharers == s->n_sharers, "slots of a segment are miscounted");
+        REQUIRE(n_dead == s->n_dead + s->n_lost, "dead slots of a segment are miscounted");
         REQUIRE(s->n_writing + s->n_live + s->n_dead + s->n_lost <= s->next_slot, "more slots in use than given");
-        return NULL;
+        t->sharers += n_sharers;
+        t->dead += s->n_dead;
+        t->written += s->n_live + s->n_dead;
+        t->segments++;
+        return check_groups(c, s);
 }
 
 struct entries {
@@ -221,9 +272,9 @@ static void check_entry(void *userdata, struct index_entry e) {
                 x->error = "I4: the index names a page of another domain";
 }
 
-static const char *check_domain(struct core *c, struct domain *d, uint64_t *dups) {
+static const char *check_domain(struct core *c, struct domain *d, struct totals *t) {
         struct entries x = { .c = c, .d = d };
-        uint64_t registered = 0, given = 0, unshared = 0;
+        uint64_t registered = 0, given = 0, dead = 0, unshared = 0;
 
         for (uint32_t u = 0; u < d->n_units; u++) {
                 struct segment *s = d->units[u];
@@ -232,11 +283,13 @@ static const char *check_domain(struct core *c, struct domain *d, uint64_t *dups
                 if (!s || s->base != u * SEGMENT_UNIT)
                         continue;
                 given += s->n_writing + s->n_live + s->n_dead;
-                error = check_segment(c, d, s, dups);
+                dead += s->n_dead;
+                error = check_segment(c, d, s, t);
                 if (error)
                         return error;
         }
-        REQUIRE(given == d->given_slots, "slots of a domain are miscounted");
+        REQUIRE(!d->cleaning || segment_of(d, d->cleaning->base) == d->cleaning, "a segment is cleaned that went");
+        REQUIRE(given == d->given_slots && dead == d->dead_slots, "slots of a domain are miscounted");
         index_each(&d->index, check_entry, &x);
         if (x.error)
                 return x.error;
@@ -256,7 +309,6 @@ static const char *check_domain(struct core *c, struct domain *d, uint64_t *dups
 
 const char *core_check(struct core *c) {
         struct totals t = {};
-        uint64_t dups = 0, sharers = 0, shared = 0, live_extents = 0;
 
         for (uint32_t i = pool_next(&c->clients, 0); i != NIL; i = pool_next(&c->clients, i + 1)) {
                 const char *error = check_client(c, client_at(c, i), &t);
@@ -266,27 +318,21 @@ const char *core_check(struct core *c) {
         }
         for (uint32_t i = pool_next(&c->domains, 0); i != NIL; i = pool_next(&c->domains, i + 1)) {
                 struct domain *d = domain_at(c, i);
-                const char *error = check_domain(c, d, &dups);
+                const char *error = check_domain(c, d, &t);
 
                 if (error)
                         return error == no_memory ? NULL : error;
-                for (uint32_t u = 0; u < d->n_units; u++)
-                        for (uint32_t k = 0; d->units[u] && k < SEGMENT_UNIT; k++) {
-                                const struct slot *s = slot_at(d, u * SEGMENT_UNIT + k);
-
-                                sharers += s->sharers;
-                                shared += s->sharers > 0;
-                        }
         }
-        for (uint32_t i = pool_next(&c->extents, 0); i != NIL; i = pool_next(&c->extents, i + 1))
-                live_extents += (uint64_t) __builtin_popcountll(extent_at(c, i)->live);
         REQUIRE(t.blocks == c->blocks.n_items && t.blocks == c->block_table.n_entries, "blocks are miscounted");
         REQUIRE(t.registered == c->registered_pages, "registered pages are miscounted");
         REQUIRE((int64_t) t.vmas == c->vmas_used, "the VMA estimate is wrong");
         for (unsigned s = 0; s < PAGE_STATES; s++)
                 REQUIRE(t.states[s] == c->states[s], "page states are miscounted");
-        REQUIRE(dups == c->dups, "dups are miscounted");
-        REQUIRE(sharers == c->slots_sharers && shared == c->slots_shared, "shared pages are miscounted");
-        REQUIRE(live_extents == sharers && sharers == t.states[PAGE_MERGED], "merged pages and sharers differ");
+        REQUIRE(t.chains == c->chains && t.dups == c->dups, "dups are miscounted");
+        REQUIRE(t.segments == c->segments, "segments are miscounted");
+        REQUIRE(t.written == c->segment_slots_written && t.dead == c->slots_dead, "dead slots are miscounted");
+        REQUIRE(t.sharers == c->slots_sharers && t.shared == c->slots_shared, "shared pages are miscounted");
+        REQUIRE(t.sharers == t.states[PAGE_MERGED], "merged pages and sharers differ");
+        REQUIRE(t.extents == c->extents.n_items, "extents are miscounted");
         return NULL;
 }

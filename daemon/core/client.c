@@ -136,14 +136,8 @@ static void forget_block(struct core *c, uint32_t block, const struct walk *w) {
         uint64_t first = block_at(c, block)->number << BLOCK_SHIFT;
 
         for (unsigned i = 0; i < BLOCK_PAGES; i++)
-                if (first + i >= w->start && first + i < w->end &&
-                    record_state(block_at(c, block)->page[i]) != PAGE_NONE) {
-                        struct client *cl = block_client(c, block_at(c, block));
-                        const struct range *r = range_find(cl, first + i);
-
-                        /* In a range still: gone pages, of which a merge in flight may yet bring some back. */
-                        page_gone(c, block, i, !r || r->start > first + i);
-                }
+                if (first + i >= w->start && first + i < w->end)
+                        page_gone(c, block, i, false);
         block_free_if_idle(c, block);
 }
 
@@ -168,6 +162,14 @@ bool client_is_forgetting(const struct client *cl, uint64_t page, uint64_t end) 
                 if (cl->forgets[k].is_active && ranges_overlap(page, end, cl->forgets[k].start, cl->forgets[k].end))
                         return true;
         return false;
+}
+
+/* An answer about the block must not be forgotten with what came before it. */
+void client_forget_all(struct core *c, struct client *cl, uint64_t number) {
+        unsigned budget = UINT32_MAX;
+
+        if (client_is_forgetting(cl, number << BLOCK_SHIFT, (number + 1) << BLOCK_SHIFT))
+                client_forget_step(c, cl, &budget);
 }
 
 /* A small interval is forgotten at once, a large one in steps; when too many are under way the oldest steps are made now. */

@@ -182,6 +182,7 @@ uint64_t settle_usec(const struct core *c, unsigned fails) {
 uint64_t core_tick(struct core *c, uint64_t now_usec) {
         /* Block visits a call: about a millisecond. */
         unsigned budget = 2048;
+        uint64_t next_usec;
 
         for (unsigned n = 0; c->jobs.head != NIL && budget > 0 && n < 256; n++) {
                 struct client *cl = client_at(c, c->jobs.head);
@@ -196,7 +197,9 @@ uint64_t core_tick(struct core *c, uint64_t now_usec) {
                 if (is_gone)
                         continue;
                 scan_sweep_step(c, cl, &budget);
+                restore_retry_step(c, cl, &budget);
                 request_step(c, cl, now_usec, &budget);
         }
-        return c->jobs.head != NIL ? now_usec : UINT64_MAX;
+        next_usec = clean_step(c, now_usec, &budget);
+        return c->jobs.head != NIL ? now_usec : next_usec;
 }

@@ -1,30 +1,54 @@
-/* Extents: pages of one block that map consecutive slots. And the estimate of the VMAs that they take: a boundary between
- * two neighbouring pages is a VMA boundary unless both are anonymous or both map neighbouring slots of one segment; a
- * client uses as many VMAs as it has such boundaries. Pages copied on write stay inside the file mapping and count as
- * mapped. */
+/* Extents: pages of one block that lie in one file mapping of a segment, at consecutive slots. And the estimate of the VMAs
+ * that they take: a boundary between two neighbouring pages is a VMA boundary unless both are anonymous or both lie at
+ * neighbouring slots of one segment; a client uses as many VMAs as it has such boundaries.
+ *
+ * That a page lies in a mapping says nothing of what it holds: the shared page (then it is MERGED), or, after a copy on
+ * write or a discard, private memory, with whatever record such memory has. Either way the mapping stays until the agent
+ * replaces it, and keeps the segment. */
 #include "daemon/core/internal.h"
 
 #include <assert.h>
 
-static uint32_t in_file_slot(const struct core *c, const struct block *b, unsigned i) {
-        uint64_t r = b->page[i];
-        const struct extent *e;
+uint32_t extent_find(const struct core *c, const struct block *b, unsigned i) {
+        uint32_t id;
 
-        if (!is_in_file(record_state(r)))
-                return NIL;
-        e = extent_at(c, (uint32_t) record_payload(r));
-        return e->slot + i - (e->page & (BLOCK_PAGES - 1));
+        if (record_state(b->page[i]) == PAGE_MERGED)
+                return (uint32_t) record_payload(b->page[i]);
+        for (id = b->extents; id != NIL; id = extent_at(c, id)->block_next)
+                if (extent_at(c, id)->mapped >> i & 1)
+                        break;
+        return id;
+}
+
+uint64_t block_in_file(const struct core *c, const struct block *b) {
+        uint64_t mask = 0;
+
+        for (uint32_t id = b->extents; id != NIL; id = extent_at(c, id)->block_next)
+                mask |= extent_at(c, id)->mapped;
+        return mask;
+}
+
+uint32_t page_file_slot(const struct core *c, const struct block *b, unsigned i) {
+        uint32_t id = extent_find(c, b, i);
+
+        return id == NIL ? NIL : extent_at(c, id)->slot + i - (extent_at(c, id)->page & (BLOCK_PAGES - 1));
 }
 
 uint32_t page_slot(const struct core *c, const struct block *b, unsigned i) {
-        enum page_state s = record_state(b->page[i]);
-
-        if (s == PAGE_MATCHED || s == PAGE_MERGING)
+        switch (record_state(b->page[i])) {
+        case PAGE_MATCHED:
+        case PAGE_MERGING:
                 return (uint32_t) record_payload(b->page[i]);
-        return in_file_slot(c, b, i);
+        case PAGE_MERGED:
+                return page_file_slot(c, b, i);
+        default:
+                return NIL;
+        }
 }
 
-static unsigned edge(const struct core *c, const struct client *cl, uint32_t left, uint32_t right) {
+/* -- VMAs --------------------------------------------------------------------------------------------------------------- */
+
+static int edge(const struct core *c, const struct client *cl, uint32_t left, uint32_t right) {
         const struct domain *d = client_domain(c, cl);
 
         if (left == NIL && right == NIL)
@@ -34,29 +58,53 @@ static unsigned edge(const struct core *c, const struct client *cl, uint32_t lef
         return 1;
 }
 
-static uint32_t neighbour_slot(const struct core *c, const struct block *b, int step) {
-        uint32_t other;
+static uint32_t slot_before(const struct core *c, const struct block *b, unsigned i) {
+        uint32_t other = NIL;
 
-        if ((step < 0 && b->number == 0))
-                return NIL;
-        other = block_find(c, block_client(c, b), b->number + (uint64_t) (int64_t) step);
-        return other == NIL ? NIL : in_file_slot(c, block_at(c, other), step < 0 ? BLOCK_PAGES - 1 : 0);
+        if (i > 0)
+                return page_file_slot(c, b, i - 1);
+        if (b->number > 0)
+                other = block_find(c, block_client(c, b), b->number - 1);
+        return other == NIL ? NIL : page_file_slot(c, block_at(c, other), BLOCK_PAGES - 1);
 }
 
-/* VMA boundaries at both ends of page i. */
+static uint32_t slot_after(const struct core *c, const struct block *b, unsigned i) {
+        uint32_t other;
+
+        if (i < BLOCK_PAGES - 1)
+                return page_file_slot(c, b, i + 1);
+        other = block_find(c, block_client(c, b), b->number + 1);
+        return other == NIL ? NIL : page_file_slot(c, block_at(c, other), 0);
+}
+
 unsigned extent_vma_edges(const struct core *c, const struct block *b, unsigned i) {
         const struct client *cl = block_client(c, b);
-        uint32_t own = in_file_slot(c, b, i);
-        uint32_t left = i > 0 ? in_file_slot(c, b, i - 1) : neighbour_slot(c, b, -1);
-        uint32_t right = i < BLOCK_PAGES - 1 ? in_file_slot(c, b, i + 1) : neighbour_slot(c, b, 1);
+        uint32_t own = page_file_slot(c, b, i);
 
-        return edge(c, cl, left, own) + edge(c, cl, own, right);
+        return (unsigned) (edge(c, cl, slot_before(c, b, i), own) + edge(c, cl, own, slot_after(c, b, i)));
+}
+
+int extent_vma_cost(const struct core *c, const struct block *b, unsigned i, unsigned n, uint32_t slot) {
+        const struct client *cl = block_client(c, b);
+        uint32_t left = slot_before(c, b, i), right = slot_after(c, b, i + n - 1), at = left;
+        int now = 0;
+
+        for (unsigned k = i; k < i + n; k++) {
+                uint32_t own = page_file_slot(c, b, k);
+
+                now += edge(c, cl, at, own);
+                at = own;
+        }
+        now += edge(c, cl, at, right);
+        return edge(c, cl, left, slot) + edge(c, cl, slot == NIL ? NIL : slot + n - 1, right) - now;
 }
 
 static void account_vmas(struct core *c, struct client *cl, int64_t change) {
         cl->vmas_used += change;
         c->vmas_used += change;
 }
+
+/* -- life --------------------------------------------------------------------------------------------------------------- */
 
 static uint32_t *group_of(const struct domain *d, uint32_t slot) {
         struct segment *s = segment_of(d, slot);
@@ -80,6 +128,8 @@ static int extent_new(struct core *c, struct domain *d, uint32_t block, unsigned
         if (*group != NIL)
                 extent_at(c, *group)->prev = id;
         *group = id;
+        e->block_next = block_at(c, block)->extents;
+        block_at(c, block)->extents = id;
         segment_of(d, slot)->n_extents++;
         *ret = id;
         return 0;
@@ -88,7 +138,11 @@ static int extent_new(struct core *c, struct domain *d, uint32_t block, unsigned
 static void extent_free(struct core *c, struct domain *d, uint32_t id) {
         struct extent *e = extent_at(c, id);
         struct segment *s = segment_of(d, e->slot);
+        uint32_t *link = &block_at(c, e->page >> BLOCK_SHIFT)->extents;
 
+        while (*link != id)
+                link = &extent_at(c, *link)->block_next;
+        *link = e->block_next;
         if (e->prev != NIL)
                 extent_at(c, e->prev)->next = e->next;
         else
@@ -100,78 +154,62 @@ static void extent_free(struct core *c, struct domain *d, uint32_t id) {
         segment_check(c, s);
 }
 
-/* The page before may map the slot before: then the page prolongs its extent. */
+static void take_out(struct core *c, struct domain *d, uint32_t id, unsigned i) {
+        struct extent *e = extent_at(c, id);
+
+        e->mapped &= ~(UINT64_C(1) << i);
+        if (e->mapped == 0)
+                extent_free(c, d, id);
+}
+
+/* The extent of a neighbour of which `slot` for page i is the continuation, or NIL. */
+static uint32_t extent_prolonged(const struct core *c, const struct domain *d, const struct block *b, unsigned i,
+                                 uint32_t slot) {
+        for (int step = -1; step <= 1; step += 2) {
+                unsigned k = i + (unsigned) step;
+                uint32_t other = k < BLOCK_PAGES ? page_file_slot(c, b, k) : NIL;
+
+                if (other != NIL && other - (uint32_t) step == slot && segment_of(d, other) == segment_of(d, slot))
+                        return extent_find(c, b, k);
+        }
+        return NIL;
+}
+
 int extent_add(struct core *c, uint32_t block, unsigned i, uint32_t slot, unsigned fails) {
         struct block *b = block_at(c, block);
         struct client *cl = block_client(c, b);
         struct domain *d = client_domain(c, cl);
-        unsigned before;
-        uint32_t id;
+        uint32_t old = extent_find(c, b, i), id = extent_prolonged(c, d, b, i, slot);
+        unsigned before = extent_vma_edges(c, b, i);
         int r;
 
-        if (i > 0 && in_file_slot(c, b, i - 1) == slot - 1 && segment_of(d, slot - 1) == segment_of(d, slot)) {
-                id = (uint32_t) record_payload(b->page[i - 1]);
-        } else {
+        if (id == NIL && old != NIL && page_file_slot(c, b, i) == slot)
+                id = old;
+        if (id == NIL) {
                 r = extent_new(c, d, block, i, slot, &id);
                 if (r < 0)
                         return r;
         }
-        before = extent_vma_edges(c, b, i);
-        extent_at(c, id)->live |= UINT64_C(1) << i;
+        /* The new one first: a segment that keeps a mapping is never without one in between. */
+        extent_at(c, id)->mapped |= UINT64_C(1) << i;
+        if (old != NIL && old != id)
+                take_out(c, d, old, i);
         slot_share(c, d, slot);
-        /* Asked for before the cleaning of its segment began, which has passed this block by. */
-        if (segment_of(d, slot)->events & SEGMENT_CLEANING)
-                b->flags |= BLOCK_RAGGED;
         page_mark(c, block, i, record(PAGE_MERGED, fails, id));
         account_vmas(c, cl, (int64_t) extent_vma_edges(c, b, i) - before);
         return 0;
 }
 
-uint64_t extent_mapped(const struct core *c, const struct block *b, uint32_t extent) {
-        uint64_t mask = 0;
-
-        for (unsigned i = 0; i < BLOCK_PAGES; i++)
-                if (is_in_file(record_state(b->page[i])) && record_payload(b->page[i]) == extent)
-                        mask |= UINT64_C(1) << i;
-        return mask;
-}
-
-/* With less than a quarter live it costs VMAs for little: its pages come back, and are candidates again. */
-bool extent_is_ragged(const struct core *c, const struct block *b, uint32_t extent) {
-        const struct extent *e = extent_at(c, extent);
-
-        return segment_of(client_domain(c, block_client(c, b)), e->slot)->events & SEGMENT_CLEANING ||
-               __builtin_popcountll(e->live) * 4 < __builtin_popcountll(extent_mapped(c, b, extent));
-}
-
-void extent_cow(struct core *c, uint32_t block, unsigned i) {
-        struct block *b = block_at(c, block);
-        struct domain *d = client_domain(c, block_client(c, b));
-        uint32_t id = (uint32_t) record_payload(b->page[i]), slot = in_file_slot(c, b, i);
-
-        extent_at(c, id)->live &= ~(UINT64_C(1) << i);
-        page_mark(c, block, i, record(PAGE_COWED, more_fails(record_fails(b->page[i]), 1), id));
-        slot_unshare(c, d, slot);
-        c->counters.unshares++;
-        if (extent_is_ragged(c, b, id) && !(b->flags & BLOCK_RAGGED)) {
-                b->flags |= BLOCK_RAGGED;
-                block_queue_apply(c, block);
-        }
-}
-
 void extent_leave(struct core *c, uint32_t block, unsigned i) {
         struct block *b = block_at(c, block);
         struct client *cl = block_client(c, b);
-        struct domain *d = client_domain(c, cl);
-        bool is_live = record_state(b->page[i]) == PAGE_MERGED;
-        uint32_t id = (uint32_t) record_payload(b->page[i]), slot = in_file_slot(c, b, i);
-        unsigned before = extent_vma_edges(c, b, i);
+        uint32_t id = extent_find(c, b, i);
+        unsigned before;
 
-        extent_at(c, id)->live &= ~(UINT64_C(1) << i);
-        page_mark(c, block, i, record(PAGE_NONE, 0, 0));
+        assert(record_state(b->page[i]) != PAGE_MERGED);
+        if (id == NIL)
+                return;
+        before = extent_vma_edges(c, b, i);
+        take_out(c, client_domain(c, cl), id, i);
         account_vmas(c, cl, (int64_t) extent_vma_edges(c, b, i) - before);
-        if (extent_mapped(c, b, id) == 0)
-                extent_free(c, d, id);
-        if (is_live)
-                slot_unshare(c, d, slot);
 }

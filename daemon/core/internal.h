@@ -10,9 +10,13 @@
 #include "daemon/core/index.h"
 #include "daemon/core/memory.h"
 
+/* A public id: pool index and a generation, so that stale ids are noticed. Never 0. */
+#define ID_INDEX_BITS 18
+
 /* -- pages and blocks ----------------------------------------------------------------------------------------- */
 
-/* What a page record says. Payload in brackets. */
+/* What a page record says. Payload in brackets. Whether the page lies inside a file mapping is told apart, by its block's
+ * extents: a page copied on write, or discarded and refilled, stays inside and may be in any state. */
 enum page_state {
         PAGE_NONE = 0,  /* nothing known */
         PAGE_FRESH,     /* [when last seen written, usec] waits to settle */
@@ -23,8 +27,7 @@ enum page_state {
         PAGE_SOURCE,    /* [hash] being published */
         PAGE_MATCHED,   /* [slot] to be merged; holds a pending count of the slot */
         PAGE_MERGING,   /* [slot] apply in flight; holds a pending count of the slot */
-        PAGE_MERGED,    /* [extent] */
-        PAGE_COWED,     /* [extent] written since: private again, but still inside the file mapping */
+        PAGE_MERGED,    /* [extent] maps its slot, and is counted as a sharer */
         PAGE_ZEROABLE,  /* read as zeros */
         PAGE_ZEROING,   /* apply in flight */
         PAGE_ZEROED,    /* given back: reads as the kernel's zero page */
@@ -53,9 +56,6 @@ static inline uint64_t record_hash(uint64_t r) {
 static inline unsigned more_fails(unsigned fails, unsigned by) {
         return MIN(fails + by, (unsigned) FAILS_MAX);
 }
-static inline bool is_in_file(enum page_state s) {
-        return s == PAGE_MERGED || s == PAGE_COWED;
-}
 
 enum block_flags {
         BLOCK_WAITING = 1 << 0,    /* in client.waiting or client.ready, by read_next */
@@ -69,15 +69,18 @@ enum block_flags {
         BLOCK_RAGGED = 1 << 8,     /* restore extents with little left */
         BLOCK_UNMERGE = 1 << 9,    /* restored for the client's unmerge request */
         BLOCK_SKIPPED = 1 << 10,   /* hot: left out of the last pass */
+        BLOCK_DOUBTFUL = 1 << 11,  /* the last look found an extent of it ragged */
+        BLOCK_REFUSED = 1 << 12,   /* some of it could not be restored: waits for the client's next try */
 };
 #define BLOCK_QUEUED (BLOCK_WAITING | BLOCK_PUBLISH | BLOCK_APPLY | BLOCK_SHORT)
 struct block {
         uint64_t number; /* page >> BLOCK_SHIFT */
         uint64_t seen;   /* pages that the look numbered `look` saw present */
-        uint32_t client; /* pool index */
-        uint32_t next, prev; /* of the client */
+        uint32_t client : ID_INDEX_BITS;     /* pool index */
+        uint32_t stamp : 32 - ID_INDEX_BITS; /* pass in which its short runs began to wait, its lower bits */
+        uint32_t next, prev;                 /* of the client */
         uint32_t read_next, publish_next, apply_next;
-        uint32_t stamp; /* pass in which its short runs began to wait */
+        uint32_t extents; /* the file mappings in it: list head */
         uint16_t flags;
         uint8_t look;
         uint8_t age; /* hot: scanned every 2^age passes; BLOCK_RECHECK: this pass will tell if it still is */
@@ -100,7 +103,7 @@ struct block_queue {
 
 enum slot_state { SLOT_EMPTY = 0, SLOT_WRITING, SLOT_LIVE, SLOT_DEAD };
 struct slot {
-        uint32_t next;         /* ring of the chain's dups; itself when alone */
+        uint32_t next;         /* ring of the chain's dups, itself when alone; segment.prevs has the other direction */
         uint32_t sharers : 19; /* pages that map it */
         uint32_t pending : 11; /* pages that are about to */
         uint32_t state : 2;
@@ -122,11 +125,12 @@ struct segment {
         uint32_t n_writing, n_live, n_dead;
         uint32_t n_sharers;     /* of all its slots */
         uint32_t n_lost;        /* given but never written */
-        uint32_t n_extents;     /* mapped: also by pages copied on write, which share nothing any more */
+        uint32_t n_extents;     /* mapped: also by pages that share nothing any more */
         uint32_t events;
         struct segment *event_next;
         struct slot *slots;
         uint32_t *keys;   /* top half of each chain's hash: slots have no other memory of it */
+        uint32_t *prevs;  /* the dup before in its ring */
         uint32_t *groups; /* extents that begin in each 64 slots */
 };
 
@@ -144,8 +148,12 @@ struct domain {
         struct index index; /* contents: pages and slots */
         struct segment **units;
         uint32_t n_units, units_capacity;
-        struct segment *open; /* strips come from it */
-        uint64_t registered_pages, given_slots;
+        struct segment *open;     /* strips come from it */
+        struct segment *cleaning; /* being emptied */
+        uint32_t clean_group, clean_rounds; /* how far, and how often round */
+        bool is_full;             /* a publish was refused by the bound on given_slots */
+        uint64_t registered_pages;
+        uint64_t given_slots, dead_slots; /* of its segments: being written, live or dead; of them dead */
         bool is_reading;
         struct turn_list turns[TURN_KINDS];
         uint32_t turn_next[TURN_KINDS];
@@ -219,13 +227,16 @@ struct client {
         uint8_t look;
 
         struct walk forgets[FORGETS_MAX];
-        struct walk sweep, request_walk;
+        struct walk sweep, request_walk, retry;
         struct request *requests, *requests_tail; /* the first is the active one */
 
         uint64_t states[PAGE_STATES];
         int64_t vmas_used, vmas_pending;
         uint64_t budget_usec, busy_usec; /* no merge, no apply before */
         unsigned budget_tries, busy_tries;
+        uint64_t retry_usec; /* when what was refused to be restored is tried again; 0 nothing was */
+        unsigned retry_tries;
+        bool has_refused; /* the retry that is under way found some */
         uint32_t strip_segment, strip_next, strip_end;
 
         uint32_t turn_next[TURN_KINDS];
@@ -291,6 +302,7 @@ struct core {
         struct request *done, *done_tail;
         double read_tokens;
         uint64_t read_tokens_usec;
+        uint64_t clean_usec; /* segments are looked at again */
         /* Clients that passes walk, and those of them that have ended one since full_scans went up. */
         uint32_t n_epoch_clients, n_epoch_counted;
         bool is_unmerging; /* run=2 */
@@ -302,8 +314,6 @@ struct core {
         struct counters counters; /* the ones that only grow */
 };
 
-/* A public id: pool index and a generation, so that stale ids are noticed. Never 0. */
-#define ID_INDEX_BITS 18
 static inline uint32_t id_index(uint32_t id) {
         return id & ((1U << ID_INDEX_BITS) - 1);
 }
@@ -341,6 +351,7 @@ void domain_free_if_unused(struct core *c, uint32_t index);
 /* client.c */
 struct client *client_get(const struct core *c, uint32_t id); /* NULL: unknown or gone */
 void client_forget_step(struct core *c, struct client *cl, unsigned *budget);
+void client_forget_all(struct core *c, struct client *cl, uint64_t number); /* if it concerns this block */
 bool client_is_forgetting(const struct client *cl, uint64_t page, uint64_t end);
 void job_add(struct core *c, struct client *cl);
 
@@ -377,7 +388,9 @@ void page_mark(struct core *c, uint32_t block, unsigned i, uint64_t r);
 void page_set(struct core *c, uint32_t block, unsigned i, uint64_t r);
 void page_fresh(struct core *c, uint32_t block, unsigned i, unsigned fails, uint64_t usec);
 void page_written(struct core *c, uint32_t block, unsigned i, uint32_t categories, uint64_t usec);
-void page_gone(struct core *c, uint32_t block, unsigned i, bool even_merging);
+void page_seen(struct core *c, uint32_t block, unsigned i, uint32_t categories, uint64_t usec);
+/* Its mapping is gone. A merge in flight stays, for its answer is about what is mapped now; not when `is_final`. */
+void page_gone(struct core *c, uint32_t block, unsigned i, bool is_final);
 void block_queue_read(struct core *c, uint32_t block);
 void block_queue_publish(struct core *c, uint32_t block);
 void block_queue_apply(struct core *c, uint32_t block);
@@ -387,23 +400,39 @@ uint32_t walk_next(struct core *c, struct client *cl, struct walk *w, unsigned *
 
 /* extent.c */
 struct extent {
-        uint32_t page; /* id of its first page */
-        uint32_t slot; /* of that page; page i of the block maps slot + i - first */
-        uint32_t next, prev; /* extents that begin in the same 64 slots of the segment */
-        uint64_t live; /* bit per page of the block: merged and not written since */
+        uint32_t page; /* id of some page of its block, in it or not: page i maps slot + i - this one's place in the block */
+        uint32_t slot;
+        uint32_t next, prev; /* extents whose `slot` is among the same 64 of the segment */
+        uint32_t block_next; /* extents of the same block */
+        uint64_t mapped;     /* bit per page of the block: lies inside this file mapping */
 };
-_Static_assert(sizeof(struct extent) == 24, "24 bytes an extent, as planned");
+_Static_assert(sizeof(struct extent) == 32, "32 bytes an extent");
 static inline struct extent *extent_at(const struct core *c, uint32_t id) {
         return pool_get(&c->extents, id);
 }
-uint32_t page_slot(const struct core *c, const struct block *b, unsigned i); /* slot mapped or to be mapped, or NIL */
-int extent_add(struct core *c, uint32_t block, unsigned i, uint32_t slot, unsigned fails); /* takes over a pending count */
-void extent_cow(struct core *c, uint32_t block, unsigned i);
-void extent_leave(struct core *c, uint32_t block, unsigned i); /* record becomes NONE */
-/* Less than a quarter of it live, or its segment is being cleaned: to be restored. */
-bool extent_is_ragged(const struct core *c, const struct block *b, uint32_t extent);
-uint64_t extent_mapped(const struct core *c, const struct block *b, uint32_t extent);
+uint32_t extent_find(const struct core *c, const struct block *b, unsigned i); /* that page i lies in, or NIL */
+uint64_t block_in_file(const struct core *c, const struct block *b);           /* pages that lie in some extent */
+uint32_t page_file_slot(const struct core *c, const struct block *b, unsigned i); /* whose place it lies in, or NIL */
+uint32_t page_slot(const struct core *c, const struct block *b, unsigned i); /* that it shares or is to share, or NIL */
+/* The page maps the slot from now on, whatever it lay in before, and is MERGED; takes over a pending count. */
+int extent_add(struct core *c, uint32_t block, unsigned i, uint32_t slot, unsigned fails);
+/* The page, which is not MERGED, no longer lies in a file mapping (if it did). */
+void extent_leave(struct core *c, uint32_t block, unsigned i);
 unsigned extent_vma_edges(const struct core *c, const struct block *b, unsigned i);
+/* VMAs more, or fewer, when the n pages from i map `slot` and those after it; NIL: anonymous memory. */
+int extent_vma_cost(const struct core *c, const struct block *b, unsigned i, unsigned n, uint32_t slot);
+
+/* restore.c */
+/* After a look: has the block extents that are not worth their mapping? */
+void restore_judge(struct core *c, uint32_t block);
+uint64_t restore_pages(const struct core *c, const struct block *b); /* that are to be restored now */
+void restore_refused(struct core *c, uint32_t block, uint64_t now_usec);
+void restore_wake(struct core *c, struct client *cl, uint64_t now_usec);
+void restore_retry_step(struct core *c, struct client *cl, unsigned *budget);
+
+/* clean.c */
+bool clean_leaves_room(struct core *c, struct domain *d, uint64_t n_slots); /* for a publish of n_slots */
+uint64_t clean_step(struct core *c, uint64_t now_usec, unsigned *budget); /* when to call again */
 
 /* slot.c */
 struct segment *segment_of(const struct domain *d, uint32_t slot);
@@ -416,6 +445,11 @@ static inline uint32_t slot_key(const struct domain *d, uint32_t slot) {
         struct segment *s = d->units[slot / SEGMENT_UNIT];
 
         return s->keys[slot - s->base];
+}
+static inline uint32_t *slot_prev(const struct domain *d, uint32_t slot) {
+        struct segment *s = d->units[slot / SEGMENT_UNIT];
+
+        return &s->prevs[slot - s->base];
 }
 uint32_t content_key(void *domain, uint32_t id);
 /* Gives the client n consecutive slots if it can, fewer otherwise (*ret_n >= 1); they become WRITING. */

@@ -54,7 +54,8 @@ uint32_t block_ensure(struct core *c, struct client *cl, uint64_t number) {
                 return NIL;
         b = block_at(c, block);
         b->number = number;
-        b->client = id_index(cl->id);
+        b->client = id_index(cl->id) & ((1U << ID_INDEX_BITS) - 1);
+        b->extents = NIL;
         if (index_insert(&c->block_table, block_hash(c, b->client, number), block) < 0) {
                 pool_free(&c->blocks, block);
                 return NIL;
@@ -83,6 +84,7 @@ void block_free(struct core *c, uint32_t block) {
                 walk_leave(&cl->forgets[k], block, b->next);
         walk_leave(&cl->sweep, block, b->next);
         walk_leave(&cl->request_walk, block, b->next);
+        walk_leave(&cl->retry, block, b->next);
         (void) index_remove(&c->block_table, index_key(block_hash(c, b->client, b->number)), block);
         if (b->prev != NIL)
                 block_at(c, b->prev)->next = b->next;
@@ -99,7 +101,7 @@ void block_free(struct core *c, uint32_t block) {
 void block_free_if_idle(struct core *c, uint32_t block) {
         struct block *b = block_at(c, block);
 
-        if (b->flags & (BLOCK_QUEUED | BLOCK_BUSY | BLOCK_PUBLISHING))
+        if (b->flags & (BLOCK_QUEUED | BLOCK_BUSY | BLOCK_PUBLISHING) || b->extents != NIL)
                 return;
         for (unsigned i = 0; i < BLOCK_PAGES; i++)
                 if (record_state(b->page[i]) != PAGE_NONE)
@@ -198,8 +200,7 @@ void page_set(struct core *c, uint32_t block, unsigned i, uint64_t r) {
                 slot_unpend(c, d, (uint32_t) record_payload(old));
                 break;
         case PAGE_MERGED:
-        case PAGE_COWED:
-                extent_leave(c, block, i);
+                slot_unshare(c, d, page_file_slot(c, b, i));
                 break;
         default:
                 break;
@@ -212,15 +213,37 @@ void page_fresh(struct core *c, uint32_t block, unsigned i, unsigned fails, uint
         block_queue_read(c, block);
 }
 
-/* A private page of ours was written, or is the kernel's zero page again, or belongs to someone else's segment. */
+/* A page that is private by the books maps a segment. Inside a mapping of ours that is the slot it always lay at, and that
+ * the books took it from (the segment is being cleaned); elsewhere it is someone else's. */
+static void page_maps_file(struct core *c, uint32_t block, unsigned i, uint64_t usec) {
+        struct block *b = block_at(c, block);
+        bool is_unknown = record_state(b->page[i]) == PAGE_NONE;
+
+        if (extent_find(c, b, i) != NIL && is_unknown)
+                page_fresh(c, block, i, record_fails(b->page[i]), usec);
+        else if (extent_find(c, b, i) == NIL && !is_unknown)
+                page_set(c, block, i, record(PAGE_FOREIGN, 0, 0));
+}
+
+/* A private page of ours was written, or is the kernel's zero page again, or maps a segment. */
 static void page_rewritten(struct core *c, uint32_t block, unsigned i, uint32_t categories, uint64_t usec) {
         unsigned fails = record_fails(block_at(c, block)->page[i]);
 
         if (categories & CORE_FILE)
-                page_set(c, block, i, record(PAGE_FOREIGN, 0, 0));
+                page_maps_file(c, block, i, usec);
         else if (categories & CORE_ZERO)
-                page_set(c, block, i, record(PAGE_NONE, 0, 0));
+                page_set(c, block, i, record(PAGE_NONE, fails, 0));
         else
+                page_fresh(c, block, i, fails, usec);
+}
+
+/* Private again, in the middle of the mapping; settles there like any other page. */
+static void page_cowed(struct core *c, uint32_t block, unsigned i, uint32_t categories, uint64_t usec) {
+        unsigned fails = more_fails(record_fails(block_at(c, block)->page[i]), 1);
+
+        c->counters.unshares++;
+        page_set(c, block, i, record(PAGE_NONE, fails, 0));
+        if (!(categories & CORE_ZERO))
                 page_fresh(c, block, i, fails, usec);
 }
 
@@ -235,34 +258,55 @@ void page_written(struct core *c, uint32_t block, unsigned i, uint32_t categorie
                 break;
         case PAGE_MERGED:
                 if (!(categories & CORE_FILE))
-                        extent_cow(c, block, i);
+                        page_cowed(c, block, i, categories, usec);
                 break;
         case PAGE_ZEROED:
                 if (!(categories & CORE_ZERO))
                         page_rewritten(c, block, i, categories, usec);
-                break;
-        case PAGE_COWED:
-        case PAGE_FOREIGN:
                 break;
         default:
                 page_rewritten(c, block, i, categories, usec);
         }
 }
 
-/* even_merging: the range itself is gone. Otherwise a merge in flight may end after what the agent reports. */
-void page_gone(struct core *c, uint32_t block, unsigned i, bool even_merging) {
-        struct block *b = block_at(c, block);
-        enum page_state s = record_state(b->page[i]);
+/* The same from a plain look: what is private and known need not have been written. */
+void page_seen(struct core *c, uint32_t block, unsigned i, uint32_t categories, uint64_t usec) {
+        uint64_t r = block_at(c, block)->page[i];
 
-        if (s == PAGE_NONE)
-                return;
-        if ((s == PAGE_MERGING || s == PAGE_ZEROING) && !even_merging) {
-                block_client(c, b)->wants_look = true;
-                return;
+        switch (record_state(r)) {
+        case PAGE_NONE:
+        case PAGE_FOREIGN:
+                if (categories & CORE_FILE)
+                        page_maps_file(c, block, i, usec);
+                else if (!(categories & CORE_ZERO))
+                        page_fresh(c, block, i, record_fails(r), usec);
+                break;
+        case PAGE_ZEROED:
+                if (!(categories & (CORE_FILE | CORE_ZERO)))
+                        page_fresh(c, block, i, 1, usec);
+                break;
+        case PAGE_MERGED:
+                if (!(categories & CORE_FILE))
+                        page_cowed(c, block, i, categories, usec);
+                break;
+        case PAGE_READING:
+        case PAGE_MERGING:
+        case PAGE_ZEROING:
+                break;
+        default:
+                if (categories & CORE_FILE)
+                        page_maps_file(c, block, i, usec);
         }
+}
+
+void page_gone(struct core *c, uint32_t block, unsigned i, bool is_final) {
+        enum page_state s = record_state(block_at(c, block)->page[i]);
+
         if (s == PAGE_MERGED)
                 c->counters.unshares++;
-        page_set(c, block, i, record(PAGE_NONE, 0, 0));
+        if (is_final || (s != PAGE_MERGING && s != PAGE_ZEROING))
+                page_set(c, block, i, record(PAGE_NONE, 0, 0));
+        extent_leave(c, block, i);
 }
 
 /* -- walks ---------------------------------------------------------------------------------------------------------- */

@@ -9,7 +9,6 @@
 #include <errno.h>
 
 #define LONG_RUN 8
-#define PAGES_PER_MIB 256
 
 struct publishing {
         struct core *c;
@@ -17,6 +16,7 @@ struct publishing {
         uint32_t block;
         uint64_t now_usec;
         uint64_t sources;              /* pages with a partner */
+        uint64_t had_one;              /* and those that had one */
         uint32_t partner[BLOCK_PAGES]; /* page ids */
         unsigned longest_short;
 };
@@ -31,11 +31,10 @@ static void remark(struct core *c, uint32_t id, enum page_state state) {
         page_mark(c, id >> BLOCK_SHIFT, id & (BLOCK_PAGES - 1), (r & ~UINT64_C(15)) | state);
 }
 
-/* Resolves what can be resolved by now, and pairs the rest off. True: something waits for another publish. */
-static bool find_sources(struct publishing *p) {
+/* Resolves what can be resolved by now, and pairs the rest off. */
+static void find_sources(struct publishing *p) {
         struct core *c = p->c;
         struct block *b = block_at(c, p->block);
-        bool waits = false;
 
         for (unsigned i = 0; i < BLOCK_PAGES; i++) {
                 struct match m;
@@ -46,16 +45,34 @@ static bool find_sources(struct publishing *p) {
                 if (record_state(b->page[i]) != PAGE_HASHED)
                         continue;
                 match_find(c, client_domain(c, p->cl), record_hash(b->page[i]), &m);
-                if (record_state(*record_of(c, m.page)) != PAGE_UNSHARED) {
-                        waits = true;
+                if (record_state(*record_of(c, m.page)) != PAGE_UNSHARED)
                         continue;
-                }
                 remark(c, m.page, PAGE_PARTNER);
                 remark(c, page_id(p->block, i), PAGE_SOURCE);
                 p->partner[i] = m.page;
                 p->sources |= UINT64_C(1) << i;
         }
-        return waits;
+        p->had_one = p->sources;
+}
+
+/* When this op has let go of what it does not publish: is there something else to be done in the block before the runs that are
+ * too short? A page whose equal others publish, or whose equal a neighbour held that was refused. */
+static bool has_more(const struct publishing *p) {
+        struct core *c = p->c;
+        const struct block *b = block_at(c, p->block);
+
+        for (unsigned i = 0; i < BLOCK_PAGES; i++) {
+                struct match m;
+
+                if (record_state(b->page[i]) != PAGE_HASHED)
+                        continue;
+                if (p->longest_short == 0 && !(p->had_one >> i & 1))
+                        return true;
+                match_find(c, client_domain(c, p->cl), record_hash(b->page[i]), &m);
+                if (m.page != NIL && record_state(*record_of(c, m.page)) == PAGE_PARTNER)
+                        return true;
+        }
+        return false;
 }
 
 static void unpair(struct publishing *p, unsigned i, bool backs_off) {
@@ -77,17 +94,13 @@ static struct client *partner_client(struct publishing *p, unsigned i) {
 static bool may_publish(struct publishing *p, unsigned i, unsigned n, bool *ret_waits) {
         struct core *c = p->c;
         struct domain *d = client_domain(c, p->cl);
-        uint64_t most = MIN((uint64_t) ((unsigned __int128) d->registered_pages *
-                                        (uint64_t) c->tunables.segment_share_permille / 1000),
-                            (uint64_t) c->tunables.segment_max_mbytes * PAGES_PER_MIB);
         bool is_long = n >= LONG_RUN;
         struct block *b = block_at(c, p->block);
 
         *ret_waits = !is_long && !(b->flags & BLOCK_SHORT_DUE) && !client_merging_now(p->cl);
         if (*ret_waits)
                 return false;
-        return d->given_slots + (uint64_t) __builtin_popcountll(p->sources) <= most &&
-               client_has_vmas(c, p->cl, 2, is_long) && client_has_vmas(c, partner_client(p, i), 2, is_long);
+        return clean_leaves_room(c, d, (uint64_t) __builtin_popcountll(p->sources)) && client_has_vmas(c, p->cl, 2, is_long) && client_has_vmas(c, partner_client(p, i), 2, is_long);
 }
 
 static void select_runs(struct publishing *p) {
@@ -164,7 +177,6 @@ static bool publish_build(struct core *c, struct client *cl, uint32_t block, uin
         struct publishing p = { .c = c, .cl = cl, .block = block, .now_usec = now_usec };
         struct block *b = block_at(c, block);
         struct op *op = op_new(c, OP_PUBLISH, cl);
-        bool is_left;
 
         *ret_waits = true;
         if (!op)
@@ -175,12 +187,10 @@ static bool publish_build(struct core *c, struct client *cl, uint32_t block, uin
                 return false;
         }
         op->publish->n_pages = 0;
-        *ret_waits = find_sources(&p);
+        find_sources(&p);
         select_runs(&p);
-        is_left = give_slots(&p, op->publish, ret);
+        *ret_waits = give_slots(&p, op->publish, ret) || has_more(&p);
         b->flags &= (uint16_t) ~BLOCK_PUBLISH;
-        if (is_left)
-                *ret_waits = true;
         if (op->publish->n_pages == 0) {
                 op_free(c, op);
                 if (has_matched(b))
@@ -326,6 +336,8 @@ static void publish_block_done(struct core *c, struct client *cl, uint32_t block
                         block_queue_publish(c, block);
                         break;
                 }
+        if (has_matched(b)) /* it waited for this to end */
+                block_queue_apply(c, block);
         block_free_if_idle(c, block);
         cl->is_publishing = false;
         if (cl->publish.head != NIL)

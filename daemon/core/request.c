@@ -243,7 +243,7 @@ static void merge_step(struct core *c, struct client *cl, uint64_t now_usec) {
 
 static void unmerge_block(struct core *c, struct client *cl, uint32_t block) {
         struct request *r = cl->requests;
-        uint64_t first = block_at(c, block)->number << BLOCK_SHIFT;
+        uint64_t first = block_at(c, block)->number << BLOCK_SHIFT, in_file = block_in_file(c, block_at(c, block));
         bool is_shared = false;
 
         for (unsigned i = 0; i < BLOCK_PAGES; i++) {
@@ -251,10 +251,9 @@ static void unmerge_block(struct core *c, struct client *cl, uint32_t block) {
 
                 if (first + i < r->start || first + i >= r->end)
                         continue;
-                if (is_in_file(s) || s == PAGE_MERGING || s == PAGE_ZEROING)
-                        is_shared = true;
-                else
-                        page_gone(c, block, i, true);
+                is_shared |= in_file >> i & 1 || s == PAGE_MERGING || s == PAGE_ZEROING;
+                if (s != PAGE_MERGED && s != PAGE_MERGING && s != PAGE_ZEROING)
+                        page_set(c, block, i, record(PAGE_NONE, 0, 0));
         }
         if (!is_shared) {
                 block_free_if_idle(c, block);

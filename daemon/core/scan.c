@@ -35,12 +35,22 @@ bool scan_is_unmerged(const struct client *cl, uint64_t page) {
 
 /* -- hot blocks ------------------------------------------------------------------------------------------------------- */
 
-static void skip_append(struct core *c, struct client *cl, struct skip s) {
+/* Without memory the block is scanned each pass: costs faults, loses nothing. */
+static bool skip_append(struct core *c, struct client *cl, struct skip s) {
         struct skip_list *l = &cl->skips[~cl->pass & 1];
 
-        /* Without memory the block is scanned each pass: costs faults, loses nothing. */
-        if (memory_grow(&c->memory, (void **) &l->items, &l->capacity, l->n + 1, sizeof(*l->items)) == 0)
-                l->items[l->n++] = s;
+        if (memory_grow(&c->memory, (void **) &l->items, &l->capacity, l->n + 1, sizeof(*l->items)) < 0)
+                return false;
+        l->items[l->n++] = s;
+        return true;
+}
+
+/* An item that no list holds any more must not leave its block marked: it would never be read again. */
+static void skip_ended(struct core *c, struct client *cl, struct skip s) {
+        uint32_t block = block_find(c, cl, s.number);
+
+        if (block != NIL)
+                block_at(c, block)->flags &= (uint16_t) ~BLOCK_SKIPPED;
 }
 
 /* Shortens the window so that it holds no hot block that is not due; true when it became empty (*page is past it). */
@@ -52,8 +62,10 @@ static bool skip_hot(struct core *c, struct client *cl, uint64_t *page, uint64_t
                 uint64_t start = s.number << BLOCK_SHIFT;
                 uint32_t block;
 
-                if (start + BLOCK_PAGES <= *page)
-                        continue; /* its range went */
+                if (start + BLOCK_PAGES <= *page) { /* its range went */
+                        skip_ended(c, cl, s);
+                        continue;
+                }
                 if (start >= *end)
                         break;
                 block = block_find(c, cl, s.number);
@@ -68,8 +80,11 @@ static bool skip_hot(struct core *c, struct client *cl, uint64_t *page, uint64_t
                         *end = start;
                         break;
                 }
+                if (!skip_append(c, cl, s)) {
+                        skip_ended(c, cl, s);
+                        continue;
+                }
                 block_at(c, block)->flags |= BLOCK_SKIPPED;
-                skip_append(c, cl, s);
                 *page = start + BLOCK_PAGES;
                 if (*page >= *end) {
                         l->next++;
@@ -89,7 +104,7 @@ static void judge_heat(struct core *c, struct client *cl, uint32_t block, unsign
                 age = age > 0 ? (uint8_t) (age - 1) : 0;
         b->age = age;
         if (age > 0)
-                skip_append(c, cl, (struct skip){ b->number, cl->pass + (1U << age) });
+                (void) skip_append(c, cl, (struct skip){ b->number, cl->pass + (1U << age) });
 }
 
 /* -- the pass ---------------------------------------------------------------------------------------------------------- */
@@ -143,6 +158,10 @@ void scan_epoch_update(struct core *c, struct client *cl) {
 
 /* The tracking scan is complete: what it did not report was not written for a pass. */
 static void pass_settle(struct core *c, struct client *cl) {
+        struct skip_list *l = &cl->skips[cl->pass & 1];
+
+        for (; l->next < l->n; l->next++) /* behind the last range */
+                skip_ended(c, cl, l->items[l->next]);
         cl->last_pass_usec = cl->pass_usec;
         queue_splice(c, &cl->ready, &cl->waiting);
         if (cl->ready.head != NIL)
@@ -260,35 +279,6 @@ bool core_next_scan(struct core *c, uint64_t now_usec, struct core_scan *ret, ui
 
 /* -- results ------------------------------------------------------------------------------------------------------------ */
 
-/* One plain look at a page that is present. */
-static void page_seen(struct core *c, uint32_t block, unsigned i, uint32_t categories, uint64_t usec) {
-        struct block *b = block_at(c, block);
-
-        switch (record_state(b->page[i])) {
-        case PAGE_NONE:
-                if (!(categories & (CORE_FILE | CORE_ZERO)))
-                        page_fresh(c, block, i, 0, usec);
-                break;
-        case PAGE_ZEROED:
-                if (!(categories & (CORE_FILE | CORE_ZERO)))
-                        page_fresh(c, block, i, 1, usec);
-                break;
-        case PAGE_MERGED:
-                if (!(categories & CORE_FILE))
-                        extent_cow(c, block, i);
-                break;
-        case PAGE_READING:
-        case PAGE_MERGING:
-        case PAGE_ZEROING:
-        case PAGE_COWED:
-        case PAGE_FOREIGN:
-                break;
-        default:
-                if (categories & CORE_FILE)
-                        page_set(c, block, i, record(PAGE_FOREIGN, 0, 0));
-        }
-}
-
 struct scan_results {
         struct core *c;
         struct client *cl;
@@ -395,7 +385,7 @@ static void window_lost(struct scan_results *s) {
                         if (page < start || page >= end || record_state(r) == PAGE_NONE)
                                 continue;
                         /* Merged ones: the look will tell. */
-                        if (!is_in_file(record_state(r)) && record_state(r) != PAGE_ZEROED)
+                        if (record_state(r) != PAGE_MERGED && record_state(r) != PAGE_ZEROED)
                                 page_written(s->c, block, i, CORE_WRITTEN, s->time_usec);
                 }
 }
@@ -464,16 +454,15 @@ static void sweep_block(struct core *c, struct client *cl, uint32_t block) {
         uint64_t seen = b->look == cl->look ? b->seen : 0;
 
         for (unsigned i = 0; i < BLOCK_PAGES; i++) {
-                enum page_state state = record_state(b->page[i]);
+                uint64_t r = b->page[i];
 
-                if (!(seen >> i & 1) && is_private(state))
+                if (!(seen >> i & 1) && is_private(record_state(r)))
                         page_set(c, block, i, record(PAGE_NONE, 0, 0));
-                /* An unmerge could not restore it: once more, now and then. */
-                if (is_in_file(state) && !(b->flags & BLOCK_RESTORE) && scan_is_unmerged(cl, (b->number << BLOCK_SHIFT) + i))
-                        b->flags |= BLOCK_RESTORE;
+                /* What was at rest since the last look has made up for a failure. */
+                else if (record_fails(r) > 0 && (record_state(r) == PAGE_MERGED || record_state(r) == PAGE_UNSHARED))
+                        page_mark(c, block, i, r - record(0, 1, 0));
         }
-        if (b->flags & BLOCK_RESTORE)
-                block_queue_apply(c, block);
+        restore_judge(c, block);
         block_free_if_idle(c, block);
 }
 

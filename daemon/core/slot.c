@@ -2,7 +2,7 @@
  *
  * A slot is given to a client's strip, written once by a publish, then LIVE as long as a page maps it or is about to, then
  * DEAD for ever: a forked child that nobody told us about may still map it (I3), so neither slot nor segment is reused.
- * A segment with nothing live, nothing being written and nothing mapped is dropped whole. */
+ * A segment with nothing live, nothing being written and nothing mapped is dropped whole; clean.c helps it get there. */
 #include "daemon/core/internal.h"
 
 #include <assert.h>
@@ -24,7 +24,7 @@ bool slot_has_room(const struct core *c, const struct domain *d, uint32_t slot) 
 /* -- segments ------------------------------------------------------------------------------------------------------- */
 
 static size_t segment_bytes(uint32_t n_slots) {
-        return sizeof(struct segment) + n_slots * (sizeof(struct slot) + sizeof(uint32_t)) +
+        return sizeof(struct segment) + n_slots * (sizeof(struct slot) + 2 * sizeof(uint32_t)) +
                n_slots / BLOCK_PAGES * sizeof(uint32_t);
 }
 
@@ -66,7 +66,8 @@ static int segment_new(struct core *c, struct domain *d) {
         s->n_slots = n_slots;
         s->slots = (struct slot *) (s + 1);
         s->keys = (uint32_t *) (s->slots + n_slots);
-        s->groups = s->keys + n_slots;
+        s->prevs = s->keys + n_slots;
+        s->groups = s->prevs + n_slots;
         memset(s->groups, 0xff, n_slots / BLOCK_PAGES * sizeof(uint32_t));
         for (uint32_t u = 0; u < units; u++)
                 d->units[first + u] = s;
@@ -86,9 +87,12 @@ void segment_free(struct core *c, struct segment *s) {
         for (uint32_t u = s->base / SEGMENT_UNIT; u < (s->base + s->n_slots) / SEGMENT_UNIT; u++)
                 d->units[u] = NULL;
         d->given_slots -= segment_given(s);
+        if (d->cleaning == s)
+                d->cleaning = NULL;
         d->n_segments--;
         c->segments--;
         c->slots_dead -= s->n_dead;
+        d->dead_slots -= s->n_dead;
         c->segment_slots_written -= s->n_dead + s->n_live;
         memory_release(&c->memory, s, segment_bytes(s->n_slots));
 }
@@ -106,26 +110,9 @@ static void event_queue(struct core *c, struct segment *s, uint32_t event) {
         c->events_tail = s;
 }
 
-/* A full segment is cleaned when at least half of it is dead and restoring its sharers takes no more pages than dropping
- * it gives back. The pages settle again and get slots elsewhere; meanwhile nothing new is merged into it. */
-static void clean_if_sparse(struct core *c, struct segment *s) {
-        if (s->events & SEGMENT_CLEANING || s->n_writing > 0 || segment_given(s) + s->n_lost < s->n_slots ||
-            s->n_dead < s->n_slots / 2 || s->n_sharers > s->n_dead)
-                return;
-        s->events |= SEGMENT_CLEANING;
-        for (uint32_t g = 0; g < s->n_slots / BLOCK_PAGES; g++)
-                for (uint32_t e = s->groups[g]; e != NIL; e = extent_at(c, e)->next) {
-                        uint32_t block = extent_at(c, e)->page >> BLOCK_SHIFT;
-
-                        block_at(c, block)->flags |= BLOCK_RAGGED;
-                        block_queue_apply(c, block);
-                }
-}
-
 void segment_check(struct core *c, struct segment *s) {
         struct domain *d = domain_at(c, s->domain);
 
-        clean_if_sparse(c, s);
         if (s->events & SEGMENT_DROP_DUE)
                 return;
         if (s->n_writing == 0 && s->n_live == 0 && s->n_extents == 0 && s->n_dead + s->n_lost > 0) {
@@ -166,7 +153,7 @@ static struct segment *strip_segment(const struct domain *d, const struct client
         if (cl->strip_next == cl->strip_end)
                 return NULL;
         s = cl->strip_next / SEGMENT_UNIT < d->n_units ? segment_of(d, cl->strip_next) : NULL;
-        return s && s->id == cl->strip_segment && !(s->events & SEGMENT_DROP_DUE) ? s : NULL;
+        return s && s->id == cl->strip_segment && !(s->events & (SEGMENT_DROP_DUE | SEGMENT_CLEANING)) ? s : NULL;
 }
 
 /* The slots left are lost: they were never written, so they cost an entry each and no memory. */
@@ -219,6 +206,7 @@ void slot_fail(struct core *c, struct domain *d, uint32_t slot, bool was_written
         s->n_writing--;
         if (was_written) {
                 s->n_dead++;
+                d->dead_slots++;
                 c->slots_dead++;
                 c->segment_slots_written++;
         } else {
@@ -232,6 +220,7 @@ void slot_live(struct core *c, struct domain *d, uint32_t slot, uint64_t hash) {
         struct segment *s = segment_of(d, slot);
 
         *slot_at(d, slot) = (struct slot){ .next = slot, .pending = 1, .state = SLOT_LIVE };
+        *slot_prev(d, slot) = slot;
         s->keys[slot - s->base] = index_key(hash);
         s->n_writing--;
         s->n_live++;
@@ -245,6 +234,8 @@ void slot_join(struct core *c, struct domain *d, uint32_t slot, uint32_t chain) 
         bool was_alone = in->next == chain;
 
         s->next = in->next;
+        *slot_prev(d, slot) = chain;
+        *slot_prev(d, in->next) = slot;
         in->next = slot;
         c->chains += was_alone;
         c->dups += was_alone ? 2 : 1;
@@ -253,15 +244,14 @@ void slot_join(struct core *c, struct domain *d, uint32_t slot, uint32_t chain) 
 
 static void ring_leave(struct core *c, struct domain *d, uint32_t slot) {
         struct slot *s = slot_at(d, slot);
-        uint32_t before = slot;
+        uint32_t before = *slot_prev(d, slot);
 
         if (s->next == slot) {
                 (void) index_remove(&d->index, slot_key(d, slot), SLOT_ID | slot);
                 return;
         }
-        while (slot_at(d, before)->next != slot)
-                before = slot_at(d, before)->next;
         slot_at(d, before)->next = s->next;
+        *slot_prev(d, s->next) = before;
         c->chains -= s->next == before;
         c->dups -= s->next == before ? 2 : 1;
         (void) index_replace(&d->index, slot_key(d, slot), SLOT_ID | slot, SLOT_ID | s->next);
@@ -278,6 +268,7 @@ static void die_if_unused(struct core *c, struct domain *d, uint32_t slot) {
         s->state = SLOT_DEAD;
         segment->n_live--;
         segment->n_dead++;
+        d->dead_slots++;
         c->slots_dead++;
         segment_check(c, segment);
 }

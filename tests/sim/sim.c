@@ -139,11 +139,12 @@ static void mutate(struct world *w, uint32_t d1, uint32_t d2) {
         if (what < 700) {
                 for (uint64_t j = 0; j < n; j++)
                         world_write(w, i, k + j, what < 50 ? 0 : what < 60 ? 7 : (first + (uint32_t) j) % 300);
-        } else if (what < 760) {
+        } else if (what < 735) {
                 world_drop(w, i, k, n);
+        } else if (what < 765) {
+                world_discard(w, i, k, n);
         } else if (what < 770) {
-                (void) core_range_remove(w->core, p->client, p->base + k, n);
-                (void) core_range_add(w->core, p->client, p->base + k, n);
+                world_register_anew(w, i, k, n);
         } else if (what < 790) {
                 p->pages[k].is_pinned = !p->pages[k].is_pinned;
         } else if (what < 800) {
@@ -171,19 +172,70 @@ static void mutate(struct world *w, uint32_t d1, uint32_t d2) {
         }
 }
 
-/* Left alone, every history comes to rest with books that say what the memory says. */
-static void come_to_rest(struct world *w) {
+/* Every page lies where the books say, and shares what they say. */
+static void compare(struct world *w, const struct sim_process *p) {
+        const struct client *cl = client_get(w->core, p->client);
+        const struct domain *d = client_domain(w->core, cl);
+
+        for (uint64_t k = 0; k < p->n_pages; k++) {
+                const struct sim_page *q = &p->pages[k];
+                uint32_t block = block_find(w->core, cl, (p->base + k) >> BLOCK_SHIFT), slot = NIL;
+                unsigned i = (unsigned) (p->base + k) & (BLOCK_PAGES - 1);
+                enum page_state s = PAGE_NONE;
+
+                if (block != NIL) {
+                        slot = page_file_slot(w->core, block_at(w->core, block), i);
+                        s = record_state(block_at(w->core, block)->page[i]);
+                }
+                REQUIRE(q->in_file == (slot != NIL));
+                if (!q->in_file)
+                        continue;
+                REQUIRE(segment_of(d, slot)->id == q->segment && slot - segment_of(d, slot)->base == q->slot);
+                REQUIRE((q->kind == KIND_FILE) == (s == PAGE_MERGED));
+        }
+}
+
+/* Of each content of a domain at most one page shares nothing (the cap may leave it over), and no zeros are left. */
+static void require_ideal(struct world *w, uint32_t domain) {
+        enum { CONTENTS = 512 };
+        unsigned alone[CONTENTS] = {};
+
+        for (uint32_t i = 0; i < w->n_processes; i++)
+                for (uint64_t k = 0; k < w->processes[i].n_pages; k++) {
+                        const struct sim_page *q = &w->processes[i].pages[k];
+
+                        if (!w->processes[i].is_alive || w->processes[i].domain != domain || q->kind != KIND_ANON || q->is_pinned)
+                                continue;
+                        REQUIRE(q->content > 0 && q->content < CONTENTS);
+                        REQUIRE(++alone[q->content] <= 1);
+                }
+}
+
+/* Left alone, every history comes to rest with books that say what the memory says, and with all that is equal merged. */
+static void come_to_rest(struct world *w, uint32_t d1, uint32_t d2) {
         struct counters n;
         uint64_t merged = 0;
 
         (void) core_tunable_set(w->core, TUNABLE_run, 1, w->now_usec);
         w->fail_permille = 0;
+        (void) core_tunable_set(w->core, TUNABLE_segment_share_permille, 1000, w->now_usec);
         for (uint32_t i = 0; i < w->n_processes; i++) {
-                w->processes[i].is_stuck = false;
-                core_client_park(w->core, w->processes[i].client, false);
+                struct sim_process *p = &w->processes[i];
+
+                p->is_stuck = false;
+                core_client_park(w->core, p->client, false);
+                if (p->is_alive)
+                        (void) core_range_add(w->core, p->client, p->base, p->n_pages); /* ends an unmerge */
         }
-        world_run(w, 150 * 1000 * 1000);
+        world_run(w, 300 * 1000 * 1000);
         check(w);
+        for (uint32_t i = 0; i < w->n_processes; i++)
+                if (w->processes[i].is_alive && !w->processes[i].is_inexact)
+                        compare(w, &w->processes[i]);
+        if (w->collision_bits == 0) {
+                require_ideal(w, d1);
+                require_ideal(w, d2);
+        }
         n = world_counters(w);
         for (uint32_t i = 0; i < w->n_processes; i++)
                 if (w->processes[i].is_alive)
@@ -202,6 +254,8 @@ static void come_to_rest(struct world *w) {
         n = world_counters(w);
         REQUIRE(n.tracked_pages == 0 && n.runs == 0 && n.vmas_used == 0 && n.domains == 0 && n.segments == 0);
 }
+
+static uint64_t relocated;
 
 static uint64_t history(uint64_t seed, unsigned steps) {
         struct world *w = world_new(seed, NULL);
@@ -225,7 +279,8 @@ static uint64_t history(uint64_t seed, unsigned steps) {
         }
         n = world_counters(w);
         merges = (uint64_t) n.merges;
-        come_to_rest(w);
+        come_to_rest(w, d1, d2);
+        relocated += w->n_relocated;
         world_free(w);
         return merges;
 }
@@ -284,7 +339,7 @@ int main(int argc, char **argv) {
         quiet_and_hot(seed);
         for (unsigned i = 0; i < histories; i++)
                 merges += history(seed + i, steps);
-        printf("%u histories of %u steps, %" PRIu64 " merges\n", histories, steps, merges);
+        printf("%u histories of %u steps, %" PRIu64 " merges, %" PRIu64 " inside mappings\n", histories, steps, merges, relocated);
         table(seed, 4, 16384);
         return merges > 0 || histories == 0 ? 0 : 1;
 }

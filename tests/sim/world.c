@@ -107,10 +107,7 @@ void world_exit(struct world *w, uint32_t process) {
 void world_write(struct world *w, uint32_t process, uint64_t i, uint32_t content) {
         struct sim_page *p = &w->processes[process].pages[i];
 
-        if (p->kind == KIND_FILE)
-                p->kind = KIND_COWED;
-        else if (p->kind != KIND_COWED)
-                p->kind = KIND_ANON;
+        p->kind = KIND_ANON;
         p->content = content;
         p->is_written = true;
 }
@@ -119,7 +116,36 @@ void world_drop(struct world *w, uint32_t process, uint64_t i, uint64_t n) {
         struct sim_process *p = &w->processes[process];
 
         memset(&p->pages[i], 0, n * sizeof(*p->pages));
-        (void) core_pages_gone(w->core, p->client, p->base + i, n);
+        (void) core_range_remove(w->core, p->client, p->base + i, n);
+        (void) core_range_add(w->core, p->client, p->base + i, n);
+}
+
+static enum core_apply_status restore_page(struct sim_page *q) {
+        if (!q->in_file)
+                return CORE_VMA_GONE;
+        if (q->is_pinned && q->kind == KIND_ANON)
+                return CORE_PINNED_OR_FORKED;
+        q->kind = KIND_ANON;
+        q->in_file = false;
+        q->is_written = true;
+        return CORE_OK;
+}
+
+void world_register_anew(struct world *w, uint32_t process, uint64_t i, uint64_t n) {
+        struct sim_process *p = &w->processes[process];
+
+        for (uint64_t k = i; k < i + n; k++)
+                p->is_inexact |= restore_page(&p->pages[k]) == CORE_PINNED_OR_FORKED;
+        (void) core_range_remove(w->core, p->client, p->base + i, n);
+        (void) core_range_add(w->core, p->client, p->base + i, n);
+}
+
+void world_discard(struct world *w, uint32_t process, uint64_t i, uint64_t n) {
+        for (struct sim_page *q = &w->processes[process].pages[i]; n-- > 0; q++) {
+                q->kind = q->in_file ? KIND_ZERO : KIND_HOLE;
+                q->content = 0;
+                q->is_written = q->in_file; /* made by the agent */
+        }
 }
 
 static struct sim_process *process_of(struct world *w, uint32_t client) {
@@ -251,19 +277,18 @@ static enum core_apply_status merge_page(struct world *w, struct sim_process *p,
         struct sim_page *q = &p->pages[page - p->base];
 
         MUST(s && s->domain == p->domain && slot < s->n_slots && s->is_written[slot]);
-        if (!s->is_open || q->kind != KIND_ANON)
+        if (!s->is_open || (!q->in_file && q->kind != KIND_ANON))
                 return CORE_VMA_GONE;
-        if (q->is_pinned)
+        if (q->is_pinned && q->kind == KIND_ANON)
                 return CORE_PINNED_OR_FORKED;
-        q->is_written = true; /* moved out and back */
+        if (!q->in_file)
+                q->is_written = true; /* moved out and back */
         if (q->content != s->content[slot])
                 return CORE_CHANGED;
         if (p->vmas_max && world_vmas(w, (uint32_t) (p - w->processes)) + 2 > p->vmas_max)
                 return CORE_BUDGET;
-        q->kind = KIND_FILE;
-        q->segment = segment;
-        q->slot = slot;
-        q->is_written = false;
+        w->n_relocated += q->in_file;
+        *q = (struct sim_page){ .content = q->content, .segment = segment, .slot = slot, .kind = KIND_FILE, .in_file = true };
         return CORE_OK;
 }
 
@@ -273,21 +298,19 @@ static enum core_apply_status apply_page(struct world *w, struct sim_process *p,
 
         if (p->is_stuck)
                 return CORE_BUSY;
-        if (fails(w))
-                return CORE_CHANGED + world_random(w, 6) % 6;
+        if (fails(w)) {
+                enum core_apply_status s = CORE_CHANGED + world_random(w, 6) % 6;
+
+                return s == CORE_VMA_GONE && q->in_file ? CORE_ERROR : s; /* no agent says this of a mapping that is there */
+        }
         if (a->kind == CORE_APPLY_MERGE)
                 return merge_page(w, p, page, e->segment, e->slot + (uint32_t) (page - e->page));
-        if (a->kind == CORE_APPLY_RESTORE) {
-                if (q->kind != KIND_FILE && q->kind != KIND_COWED)
-                        return CORE_VMA_GONE;
-                q->kind = KIND_ANON;
-                q->is_written = true;
-                return CORE_OK;
-        }
-        if (q->kind != KIND_ANON)
+        if (a->kind == CORE_APPLY_RESTORE)
+                return restore_page(q);
+        if (q->kind != KIND_ANON && !q->in_file)
                 return CORE_VMA_GONE;
-        q->is_written = true;
-        if (q->is_pinned)
+        q->is_written |= !q->in_file;
+        if (q->is_pinned && q->kind == KIND_ANON)
                 return CORE_PINNED_OR_FORKED;
         if (q->content)
                 return CORE_CHANGED;
@@ -451,8 +474,7 @@ uint64_t world_vmas(const struct world *w, uint32_t process) {
 
         for (uint64_t i = 0; i <= p->n_pages; i++) {
                 const struct sim_page *l = i > 0 ? &p->pages[i - 1] : NULL, *r = i < p->n_pages ? &p->pages[i] : NULL;
-                bool lf = l && (l->kind == KIND_FILE || l->kind == KIND_COWED);
-                bool rf = r && (r->kind == KIND_FILE || r->kind == KIND_COWED);
+                bool lf = l && l->in_file, rf = r && r->in_file;
 
                 edges += lf != rf || (lf && (l->segment != r->segment || l->slot + 1 != r->slot));
         }
@@ -465,5 +487,27 @@ uint64_t world_merged(const struct world *w, uint32_t process) {
 
         for (uint64_t i = 0; i < p->n_pages; i++)
                 n += p->pages[i].kind == KIND_FILE;
+        return n;
+}
+
+static bool is_mapped(const struct world *w, uint32_t segment) {
+        for (uint32_t i = 0; i < w->n_processes; i++)
+                for (uint64_t k = 0; w->processes[i].is_alive && k < w->processes[i].n_pages; k++)
+                        if (w->processes[i].pages[k].in_file && w->processes[i].pages[k].segment == segment)
+                                return true;
+        return false;
+}
+
+uint64_t world_store_pages(const struct world *w) {
+        uint64_t n = 0;
+
+        for (uint32_t i = 0; i < w->n_segments; i++) {
+                const struct sim_segment *s = &w->segments[i];
+
+                if (!s->is_open && !is_mapped(w, s->id))
+                        continue;
+                for (uint32_t k = 0; k < s->n_slots; k++)
+                        n += s->is_written[k];
+        }
         return n;
 }

@@ -11,18 +11,24 @@
 
 #include "daemon/core/core.h"
 
-enum page_kind { KIND_HOLE, KIND_ANON, KIND_FILE, KIND_COWED, KIND_ZERO };
+enum page_kind {
+        KIND_HOLE,
+        KIND_ANON, /* private memory; in a file mapping: copied on write, or discarded and written again */
+        KIND_FILE, /* maps its slot */
+        KIND_ZERO, /* the kernel's zero page */
+};
 struct sim_page {
-        uint32_t content; /* 0 = zeros */
-        uint32_t segment, slot;
+        uint32_t content;       /* 0 = zeros */
+        uint32_t segment, slot; /* of the file mapping that it lies in, whatever is there */
         uint8_t kind;
-        bool is_written, is_pinned;
+        bool in_file, is_written, is_pinned;
 };
 struct sim_process {
         uint32_t client, domain;
         uint64_t base, n_pages;
         struct sim_page *pages;
         bool is_alive, is_stuck; /* stuck: its agent answers BUSY */
+        bool is_inexact;         /* the books cannot know of some mappings: left by an unregister that could not restore */
         uint32_t vmas_max;       /* merges fail with BUDGET above it; 0 = no limit */
 };
 struct sim_segment {
@@ -47,6 +53,7 @@ struct world {
         struct core_event last_event;
         unsigned collision_bits; /* hashes of only so many bits, 0 = all: equality of hashes is only a hint */
         unsigned fail_permille;  /* reads, publishes and applies that fail at random */
+        uint64_t n_relocated;    /* merges of pages that lay in a file mapping */
 };
 
 struct world *world_new(uint64_t seed, const struct core_allocator *allocator);
@@ -58,8 +65,12 @@ uint32_t world_domain(struct world *w, const char *key);
 uint32_t world_process(struct world *w, uint32_t domain, uint64_t base, uint64_t n_pages);
 void world_exit(struct world *w, uint32_t process);
 void world_write(struct world *w, uint32_t process, uint64_t i, uint32_t content);
-/* The program unmaps pages and maps them anew, empty; the agent says so. */
+/* The program unmaps pages and maps them anew, empty; the agent says so, in two frames. */
 void world_drop(struct world *w, uint32_t process, uint64_t i, uint64_t n);
+/* The program takes pages out of merging and puts them in again: the agent restores them first, where it can. */
+void world_register_anew(struct world *w, uint32_t process, uint64_t i, uint64_t n);
+/* MADV_DONTNEED: what lies in a file mapping stays there, as zero pages. */
+void world_discard(struct world *w, uint32_t process, uint64_t i, uint64_t n);
 
 /* Pulls and answers everything until nothing is left at this time. */
 void world_pump(struct world *w);
@@ -71,3 +82,5 @@ void world_step(struct world *w);
 struct counters world_counters(const struct world *w);
 uint64_t world_vmas(const struct world *w, uint32_t process); /* that the kernel would have, for merged runs */
 uint64_t world_merged(const struct world *w, uint32_t process);
+/* Pages of memory that the segments take which anybody holds open or maps. */
+uint64_t world_store_pages(const struct world *w);

@@ -1,0 +1,131 @@
+/* Cleaning, as in a log: slots die one by one, memory comes back only by whole segments. So what is left in a sparse segment
+ * moves elsewhere, and then the segment goes.
+ *
+ * No page is copied for it. The books take the sharers off the segment's slots and make them candidates where they lie, unwritten
+ * for long: at the next pass they are read and find each other, a slot in an open segment is published from one of them,
+ * and the agents map it over. Until then they map the old slots, so memory does not rise and nothing is unshared but
+ * in the books. What turns out to be shared by nobody is restored: its extents are ragged (restore.c). The segment takes no new
+ * sharers meanwhile, and is dropped when nothing lies in it.
+ *
+ * Which: at least half dead, and cheap for what it gives (moved pages against freed ones). When more of a domain's slots are dead
+ * than live the cheapest is cleaned whatever it costs, so dead memory stays below the live. When dead slots stand in the way of
+ * the domain's bound, a smaller part of them is enough. One at a time and domain. */
+#include "daemon/core/internal.h"
+
+/* Pages to move for one that comes free: a move costs 2 to 4 us, once. */
+#define CLEAN_CHEAP 2
+/* After so many the next segment has its turn: some pages of this one cannot be moved now. */
+#define CLEAN_ROUNDS 16
+/* When the domain may publish no more, a segment is worth it with this part of it dead. */
+#define CLEAN_FULL_DIVISOR 8
+#define PAGES_PER_MIB 256
+
+/* Live slots are bounded by what the domain has registered. Dead ones take memory, too: they may be half as much again, and
+ * what is on its way out does not count, or a full domain could never move it. */
+bool clean_leaves_room(struct core *c, struct domain *d, uint64_t n_slots) {
+        uint64_t share = (uint64_t) ((unsigned __int128) d->registered_pages * (uint64_t) c->tunables.segment_share_permille / 1000);
+        uint64_t most = MIN(share, (uint64_t) c->tunables.segment_max_mbytes * PAGES_PER_MIB);
+        uint64_t leaving = d->cleaning ? d->cleaning->n_live + d->cleaning->n_dead : 0;
+
+        if (d->given_slots - d->dead_slots + n_slots > most)
+                return false;
+        if (d->given_slots + n_slots <= most + most / 2 + leaving)
+                return true;
+        d->is_full = true;
+        return false;
+}
+
+struct sparse {
+        struct segment *best;
+        uint64_t n_live, n_dead;
+};
+
+static bool is_candidate(const struct domain *d, const struct segment *s) {
+        return s != d->open && s->n_writing == 0 && s->n_live > 0 &&
+               (s->n_dead >= s->n_live || (d->is_full && s->n_dead >= s->n_slots / CLEAN_FULL_DIVISOR)) &&
+               !(s->events & (SEGMENT_CLEANING | SEGMENT_DROP_DUE));
+}
+
+/* a gives more for each page to move. */
+static bool is_cheaper(const struct segment *a, const struct segment *b) {
+        return !b || (uint64_t) a->n_dead * b->n_sharers > (uint64_t) b->n_dead * a->n_sharers;
+}
+
+static void clean_choose(struct domain *d) {
+        struct sparse x = {};
+
+        for (uint32_t u = 0; u < d->n_units; u++) {
+                struct segment *s = d->units[u];
+
+                if (!s || s->base != u * SEGMENT_UNIT)
+                        continue;
+                if (!(s->events & SEGMENT_CLEANING)) {
+                        x.n_live += s->n_live;
+                        x.n_dead += s->n_dead;
+                }
+                if (is_candidate(d, s) && is_cheaper(s, x.best))
+                        x.best = s;
+        }
+        if (!x.best || (x.n_dead <= x.n_live && !d->is_full && x.best->n_sharers > (uint64_t) CLEAN_CHEAP * x.best->n_dead))
+                return;
+        d->is_full = false;
+        x.best->events |= SEGMENT_CLEANING;
+        d->cleaning = x.best;
+        d->clean_group = d->clean_rounds = 0;
+}
+
+static void extent_unshare(struct core *c, uint32_t id) {
+        const struct extent *e = extent_at(c, id);
+        uint32_t block = e->page >> BLOCK_SHIFT;
+        struct block *b = block_at(c, block);
+
+        if (block_client(c, b)->is_gone)
+                return;
+        for (uint64_t m = e->mapped; m; m &= m - 1) {
+                unsigned i = (unsigned) __builtin_ctzll(m);
+
+                if (record_state(b->page[i]) == PAGE_MERGED) /* last written before all times */
+                        page_fresh(c, block, i, record_fails(b->page[i]), 1);
+        }
+}
+
+/* False: out of budget. */
+static bool clean_walk(struct core *c, struct domain *d, unsigned *budget) {
+        struct segment *s = d->cleaning;
+
+        for (; d->clean_group < s->n_slots / BLOCK_PAGES; d->clean_group++)
+                for (uint32_t id = s->groups[d->clean_group]; id != NIL; id = extent_at(c, id)->next) {
+                        extent_unshare(c, id);
+                        *budget -= *budget > 0;
+                        if (*budget == 0)
+                                return false;
+                }
+        return true;
+}
+
+uint64_t clean_step(struct core *c, uint64_t now_usec, unsigned *budget) {
+        uint64_t pause = usec_of_ms(c->tunables.stable_node_chains_prune_millisecs);
+
+        if (c->segments == 0 || c->tunables.run != 1)
+                return UINT64_MAX;
+        if (c->clean_usec > now_usec + pause) /* the tunable was lowered */
+                c->clean_usec = now_usec + pause;
+        if (now_usec < c->clean_usec)
+                return c->clean_usec;
+        for (uint32_t i = pool_next(&c->domains, 0); i != NIL; i = pool_next(&c->domains, i + 1)) {
+                struct domain *d = domain_at(c, i);
+
+                if (!d->cleaning)
+                        clean_choose(d);
+                if (!d->cleaning)
+                        continue;
+                if (!clean_walk(c, d, budget))
+                        return now_usec; /* goes on in the next tick */
+                /* Merges that were asked for before may come in yet: once more. */
+                d->clean_group = 0;
+                if (++d->clean_rounds >= CLEAN_ROUNDS && d->cleaning->n_sharers == 0)
+                        d->cleaning = NULL;
+        }
+        c->clean_usec = now_usec + pause;
+        return c->clean_usec;
+}
