@@ -12,6 +12,7 @@
 #include "common/fault.h"
 #include "lib/state.h"
 #include "lib/sys.h"
+#include "lib/vma.h"
 
 /* Long enough for some hundred transitions under one witness, short enough that what the program writes meanwhile, and pays a copy
  * for, is little. */
@@ -21,9 +22,91 @@
 /* After a refusal by the kernel (RLIMIT_NPROC, pids of the cgroup, memory). */
 #define WITNESS_RETRY_USEC 1000000U
 #define WITNESS_REAP_USEC 1000U
+/* Memory that is not registered is forked with the rest: 256 MiB of page tables take a millisecond or two. */
+#define WITNESS_OTHERS_PAGES 65536U
+#define UNDO_TRIES 100000U
 
 #define PAGEMAP_PRESENT (1ULL << 63)
 #define PAGEMAP_EXCLUSIVE (1ULL << 56)
+
+/* -- what it need not see -------------------------------------------------------------------------------------------- */
+
+/* Plain memory is what UFFDIO_MOVE certifies: shared with a witness it could not be moved, would have to be copied when it is
+ * written, and would make the fork long. So it is DONTFORK for as long as the fork takes. Not where the program's own DONTFORK
+ * memory is next to it: the two would fuse, and taking them apart again may fail. Runs that the program marked so (QEMU's guest
+ * memory) are the other way round. */
+static void keep_out(struct agent *a, uint64_t start, uint64_t end) {
+        if (rangeset_overlaps(&a->dontfork, start - 1, end + 1) || rangeset_add(&a->witness.kept_out, start, end) < 0)
+                return;
+        (void) sys_madvise(start, end - start, MADV_DONTFORK);
+}
+
+static void let_in(struct agent *a, uint64_t start, uint64_t end) {
+        if (rangeset_overlaps(&a->dontfork, start, end) && rangeset_add(&a->witness.let_in, start, end) == 0)
+                (void) sys_madvise(start, end - start, MADV_DOFORK);
+}
+
+/* Returns how many pages at most the fork copies although nobody wants them: memory that is not registered. */
+static uint64_t prepare(struct agent *a) {
+        struct vma v;
+        uint64_t others = 0, start = 0, end = 0; /* of plain registered memory without a gap */
+        for (uint64_t at = 0; vma_query(a->maps_fd, at, true, &v) == 0; at = v.end) {
+                bool plain = vma_is_candidate(&v) && rangeset_contains(&a->ranges, v.start, v.end);
+                if (end && (!plain || v.start != end)) {
+                        keep_out(a, start, end);
+                        end = 0;
+                }
+                if (plain) {
+                        start = end ? start : v.start;
+                        end = v.end;
+                } else if (v.segment)
+                        let_in(a, v.start, v.end);
+                else if (vma_prot(&v) & PROT_WRITE && !(v.flags & PROCMAP_QUERY_VMA_SHARED))
+                        others += (v.end - v.start) >> KSM_PAGE_SHIFT;
+        }
+        if (end)
+                keep_out(a, start, end);
+        return others;
+}
+
+static bool fork_again(struct agent *a, uint64_t start, uint64_t end) {
+        struct vma v;
+        bool all = true;
+        if (sys_madvise(start, end - start, MADV_DOFORK) == 0)
+                return true;
+        /* Unmapped in part by a program that does so without libc: one by one. */
+        for (uint64_t at = start; at < end && vma_query(a->maps_fd, at, true, &v) == 0 && v.start < end; at = v.end)
+                if (vma_is_candidate(&v))
+                        all &= sys_madvise(MAX(v.start, start), MIN(v.end, end) - MAX(v.start, start), MADV_DOFORK) == 0;
+        return all;
+}
+
+/* Whole mappings are changed back, so nothing is split and no memory needed; but the program's next fork depends on it. */
+static void undo(struct agent *a) {
+        struct witness *w = &a->witness;
+        for (uint32_t i = 0; i < w->kept_out.n; i++)
+                for (unsigned tries = 0; !fork_again(a, w->kept_out.v[i].start, w->kept_out.v[i].end); tries++) {
+                        if (tries > UNDO_TRIES)
+                                __builtin_trap(); /* a forked child would miss memory: would corrupt */
+                        sys_yield();
+                }
+        for (uint32_t i = 0; i < w->let_in.n; i++)
+                (void) sys_madvise(w->let_in.v[i].start, w->let_in.v[i].end - w->let_in.v[i].start, MADV_DONTFORK);
+        rangeset_clear(&w->kept_out);
+        rangeset_clear(&w->let_in);
+}
+
+static uint64_t private_rss_pages(struct agent *a) {
+        char text[128] = "";
+        uint64_t field[3] = { 0 };
+        if (sys_pread(a->statm_fd, text, sizeof(text) - 1, 0) <= 0)
+                return UINT64_MAX;
+        const char *p = text;
+        for (unsigned i = 0; i < ARRAY_SIZE(field); i++, p += *p == ' ')
+                while (*p >= '0' && *p <= '9')
+                        field[i] = field[i] * 10 + (uint64_t) (*p++ - '0');
+        return field[1] - MIN(field[1], field[2]);
+}
 
 /* -- the process ------------------------------------------------------------------------------------------------- */
 
@@ -116,7 +199,9 @@ int witness_call(struct agent *a, bool pressing) {
                 return -EPERM;
         if (!dismiss(w, pressing))
                 return -EAGAIN;
-        int r = spawn(w);
+        uint64_t others = prepare(a);
+        int r = pressing || MIN(others, private_rss_pages(a)) <= WITNESS_OTHERS_PAGES ? spawn(w) : -E2BIG;
+        undo(a);
         uint64_t made = now_usec();
         if (r < 0) {
                 w->next_usec = made + WITNESS_RETRY_USEC;

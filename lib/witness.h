@@ -17,6 +17,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "lib/rangeset.h"
+
 struct agent;
 
 struct witness {
@@ -24,6 +26,7 @@ struct witness {
         enum { WITNESS_NONE, WITNESS_ALIVE, WITNESS_DYING } state;
         uint64_t until_usec;   /* then it is dismissed */
         uint64_t next_usec;    /* the next one not before: the cost is bounded */
+        struct rangeset kept_out, let_in; /* empty but while it is forked */
         enum { SECCOMP_UNKNOWN, SECCOMP_NONE, SECCOMP_FILTER } seccomp;
 };
 
