@@ -6,17 +6,24 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "common/fault.h"
 #include "lib/book.h"
+#include "lib/maplock.h"
 #include "tests/lib/rig.h"
 
 static uint8_t *page_at(uint8_t *b, unsigned i) {
@@ -37,6 +44,12 @@ static void assert_page(uint8_t *b, unsigned i, unsigned content) {
         uint8_t want[KSM_PAGE_SIZE];
         fill(want, content);
         assert_memory_equal(page_at(b, i), want, KSM_PAGE_SIZE);
+}
+
+/* Copied on write, with the bytes that it had. */
+static void rewrite(uint8_t *page) {
+        volatile uint8_t *p = page;
+        *p = *p;
 }
 
 /* VMAs that cover the block. */
@@ -121,11 +134,474 @@ static void test_zero(void **state) {
         assert_true(look.written & 2);
 }
 
+/* Plain memory and merged runs in one request; a page that is in place already; one that is not registered. */
+static void test_both_kinds_in_a_block(void **state) {
+        uint8_t *b = block_new(), status[64];
+        for (unsigned i = 0; i < PAGES; i++)
+                fill(page_at(b, i), i % CONTENTS);
+        (void) apply(APPLY_MERGE, b, 16, 16, 16, status);
+        rewrite(page_at(b, 20));
+        (void) apply_now(APPLY_MERGE, b, 0, PAGES, 0, status);
+        for (unsigned i = 0; i < PAGES; i++) {
+                assert_int_equal(status[i], APPLY_OK);
+                assert_page(b, i, i % CONTENTS);
+        }
+        assert_int_equal(file_pages(b), ~0ULL);
+        assert_int_equal(mprotect(b, BLOCK_BYTES, PROT_READ), 0);
+        (void) apply_now(APPLY_MERGE, b, 0, PAGES, PAGES, status);
+        assert_int_equal(status[5], APPLY_VMA_GONE);
+        assert_int_equal(mprotect(b, BLOCK_BYTES, PROT_READ | PROT_WRITE), 0);
+        assert_int_equal(rangeset_remove(&A.ranges, (uint64_t) page_at(b, 8), (uint64_t) page_at(b, 9)), 0);
+        (void) apply_now(APPLY_MERGE, b, 8, 2, PAGES + 1, status);
+        assert_int_equal(status[8], APPLY_VMA_GONE);
+        assert_int_equal(status[9], APPLY_CHANGED); /* that slot holds another content */
+        for (unsigned i = 0; i < PAGES; i++)
+                assert_page(b, i, i % CONTENTS);
+}
+
+/* Discarded, then filled again: what is there now counts, not that it was discarded. */
+static void test_discarded_and_filled(void **state) {
+        uint8_t *b = block_merged(), status[64];
+        pthread_t t;
+        pthread_create(&t, NULL, discard, b);
+        (void) join_draining(t);
+        assert_true(events_settle_discards(&A));
+        for (unsigned i = 1; i < 16; i++)
+                fill(page_at(b, i), 7 - i % CONTENTS);
+        (void) apply_now(APPLY_MERGE, b, 1, 31, 1, status); /* what was there before */
+        for (unsigned i = 1; i < 32; i++)
+                assert_int_equal(status[i], i >= 16 && i % CONTENTS == 0 ? APPLY_OK : APPLY_CHANGED);
+        (void) apply_now(APPLY_ZERO, b, 16, 8, 0, status);
+        for (unsigned i = 16; i < 24; i++)
+                assert_int_equal(status[i], APPLY_OK);
+        (void) apply_now(APPLY_RESTORE, b, 0, PAGES, 0, status);
+        for (unsigned i = 0; i < PAGES; i++)
+                assert_page(b, i, i >= 1 && i < 16 ? 7 - i % CONTENTS : 0);
+        assert_int_equal(file_pages(b), 0);
+        assert_false(A.raw);
+}
+
+/* -- pins ---------------------------------------------------------------------------------------------------------- */
+
+/* Pages of a block that was merged, pinned for writing: so they are copies. They hold what the slots hold. */
+static void expect_pinned(uint8_t *b, unsigned at, unsigned n) {
+        static const uint32_t kinds[] = { APPLY_MERGE, APPLY_RESTORE, APPLY_ZERO };
+        uint8_t status[64];
+        for (unsigned k = 0; k < 3; k++) {
+                (void) apply_now(kinds[k], b, at, n, at, status);
+                for (unsigned i = at; i < at + n; i++)
+                        assert_int_equal(status[i], APPLY_PINNED_OR_FORKED);
+        }
+        assert_int_equal(file_pages(b) & run_bits(at, n), 0);
+}
+
+static void expect_free(uint8_t *b, unsigned at, unsigned n) {
+        uint8_t status[64];
+        (void) apply_now(APPLY_MERGE, b, at, n, at, status);
+        for (unsigned i = at; i < at + n; i++)
+                assert_int_equal(status[i], APPLY_OK);
+        assert_int_equal(file_pages(b) & run_bits(at, n), run_bits(at, n));
+}
+
+/* A process that holds our descriptors; and one of them back. */
+static pid_t holder_new(void) {
+        pid_t pid = fork();
+        if (!pid)
+                for (;;)
+                        pause();
+        return pid;
+}
+
+static void holder_end(pid_t pid, int fd) {
+        int pid_fd = (int) syscall(SYS_pidfd_open, pid, 0), got = (int) syscall(SYS_pidfd_getfd, pid_fd, fd, 0);
+        close(pid_fd); /* perhaps of that number */
+        assert_int_equal(dup2(got, fd), fd);
+        close(got);
+        assert_int_equal(kill(pid, SIGKILL), 0);
+        assert_int_equal(waitpid(pid, NULL, 0), pid);
+}
+
+/* Pinned for long: also by a ring that only another process holds: a list of our descriptors would not show it. */
+static void test_fixed_buffers(void **state) {
+        uint8_t *b = block_merged(), page[KSM_PAGE_SIZE];
+        struct io_uring ring;
+        if (io_uring_queue_init(4, &ring, 0) < 0)
+                skip();
+        struct iovec v = { page_at(b, 3), 4 * KSM_PAGE_SIZE };
+        assert_int_equal(io_uring_register_buffers(&ring, &v, 1), 0);
+        assert_int_equal(file_pages(b), ~(0xfULL << 3)); /* the pin has copied them */
+        pid_t holder = holder_new();
+        close(ring.ring_fd);
+        expect_pinned(b, 3, 4);
+        holder_end(holder, ring.ring_fd);
+        int fd = memfd_create("input", 0);
+        fill(page, 77);
+        for (unsigned i = 0; i < 4; i++)
+                assert_int_equal(write(fd, page, sizeof(page)), sizeof(page));
+        struct io_uring_sqe *sqe = io_uring_get_sqe(&ring);
+        io_uring_prep_read_fixed(sqe, fd, page_at(b, 3), 4 * KSM_PAGE_SIZE, 0, 0);
+        assert_int_equal(io_uring_submit_and_wait(&ring, 1), 1);
+        for (unsigned i = 3; i < 7; i++)
+                assert_page(b, i, 77);
+        for (unsigned i = 3; i < 7; i++)
+                fill(page_at(b, i), i);
+        expect_pinned(b, 3, 4);
+        assert_int_equal(io_uring_unregister_buffers(&ring), 0);
+        io_uring_queue_exit(&ring);
+        close(fd);
+        expect_free(b, 3, 4);
+}
+
+struct copy {
+        uint8_t *to;
+        void *from;
+};
+
+static void *write_across(void *p) {
+        struct copy *c = p;
+        struct iovec local = { c->from, KSM_PAGE_SIZE }, remote = { c->to, KSM_PAGE_SIZE };
+        return (void *) process_vm_writev(getpid(), &local, 1, &remote, 1, 0);
+}
+
+/* Pinned for a moment, which a source that is not there yet makes as long as wanted. */
+static void test_write_in_flight(void **state) {
+        uint8_t *b = block_merged(), page[KSM_PAGE_SIZE];
+        void *source = mmap(NULL, KSM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        uint64_t at = (uint64_t) source;
+        int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+        struct context c = { -1 };
+        struct uffd_msg message;
+        struct pollfd poll_fd = { .events = POLLIN };
+        for (unsigned round = 0; round < 2; round++) { /* merged when it is pinned, then private */
+                assert_int_equal(context_open(&c, device, 0), 0);
+                assert_int_equal(context_register(&c, at, at + KSM_PAGE_SIZE, UFFDIO_REGISTER_MODE_MISSING), 0);
+                struct copy copy = { page_at(b, 9), source };
+                pthread_t t;
+                pthread_create(&t, NULL, write_across, &copy);
+                poll_fd.fd = c.fd;
+                assert_int_equal(poll(&poll_fd, 1, 10000), 1); /* now it has the pin, and waits for its source */
+                assert_int_equal(read(c.fd, &message, sizeof(message)), sizeof(message));
+                assert_page(b, 9, 9 % CONTENTS);
+                expect_pinned(b, 9, 1);
+                fill(page, 50 + round);
+                struct uffdio_copy x = { .dst = at, .src = (uint64_t) page, .len = KSM_PAGE_SIZE };
+                assert_int_equal(ioctl(c.fd, UFFDIO_COPY, &x), 0);
+                assert_int_equal((uint64_t) join_draining(t), KSM_PAGE_SIZE);
+                assert_page(b, 9, 50 + round);
+                fill(page_at(b, 9), 9 % CONTENTS);
+                context_close(&c);
+                assert_int_equal(madvise(source, KSM_PAGE_SIZE, MADV_DONTNEED), 0);
+        }
+        close(device);
+        expect_free(b, 9, 1);
+        munmap(source, KSM_PAGE_SIZE);
+}
+
+/* A reference without a pin, for reading: the reader has the bytes of that time, the page is replaced. */
+static void test_spliced(void **state) {
+        uint8_t *b = block_merged(), got[KSM_PAGE_SIZE], want[KSM_PAGE_SIZE];
+        int fd[2];
+        rewrite(page_at(b, 5));
+        assert_int_equal(pipe(fd), 0);
+        struct iovec v = { page_at(b, 5), KSM_PAGE_SIZE };
+        assert_int_equal(vmsplice(fd[1], &v, 1, 0), KSM_PAGE_SIZE);
+        expect_free(b, 5, 1);
+        assert_int_equal(read(fd[0], got, sizeof(got)), sizeof(got));
+        fill(want, 5);
+        assert_memory_equal(got, want, sizeof(got));
+        close(fd[0]);
+        close(fd[1]);
+}
+
+/* -- forks ----------------------------------------------------------------------------------------------------------- */
+
+static _Atomic unsigned n_signals;
+
+static void on_child(int number) {
+        (void) number;
+        atomic_fetch_add(&n_signals, 1);
+}
+
+/* Nobody sees the witness, and a fork after it has everything. */
+static void test_witness_is_not_seen(void **state) {
+        uint8_t *b = block_merged(), *plain = block_new(), status[64];
+        memset(plain, 5, BLOCK_BYTES);
+        assert_int_equal(rangeset_add(&A.dontfork, (uint64_t) b, (uint64_t) b + BLOCK_BYTES), 0);
+        assert_int_equal(madvise(b, BLOCK_BYTES, MADV_DONTFORK), 0); /* as QEMU does with guest memory */
+        (void) signal(SIGCHLD, on_child);
+        rewrite(page_at(b, 5));
+        (void) apply_now(APPLY_MERGE, b, 0, PAGES, 0, status);
+        assert_int_equal(status[5], APPLY_OK);
+        assert_int_equal(A.witness.state, WITNESS_ALIVE);
+        assert_int_equal(waitpid(-1, NULL, WNOHANG), -1);
+        assert_int_equal(errno, ECHILD);
+        pid_t pid = fork();
+        if (!pid) /* DONTFORK as before, the rest is there */
+                _exit(msync(b, BLOCK_BYTES, MS_ASYNC) == 0 || plain[100] != 5);
+        int wait_status;
+        assert_int_equal(waitpid(pid, &wait_status, 0), pid);
+        assert_int_equal(wait_status, 0);
+        assert_int_equal(n_signals, 1);
+        witness_dismiss(&A);
+        assert_int_equal(waitpid(-1, NULL, __WALL), -1);
+        assert_int_equal(errno, ECHILD);
+        assert_int_equal(n_signals, 1);
+        (void) signal(SIGCHLD, SIG_DFL);
+        uint64_t end = (uint64_t) b + BLOCK_BYTES;
+        assert_int_equal(madvise(b, BLOCK_BYTES, MADV_DOFORK), 0);
+        assert_int_equal(rangeset_remove(&A.dontfork, (uint64_t) b, end), 0);
+        /* Plain memory that a witness was kept away from can be moved while it lives. */
+        for (unsigned i = 0; i < PAGES; i++)
+                fill(page_at(plain, i), i % CONTENTS);
+        rewrite(page_at(b, 5));
+        (void) apply_now(APPLY_MERGE, b, 0, PAGES, 0, status);
+        assert_int_equal(A.witness.state, WITNESS_ALIVE);
+        (void) apply(APPLY_MERGE, plain, 0, PAGES, 0, status);
+        assert_int_equal(file_pages(plain), ~0ULL);
+}
+
+/* Pages that a child of the program shares: nobody can have them pinned. Each side keeps its own. */
+static void test_shared_with_a_child(void **state) {
+        uint8_t *b = block_merged(), status[64];
+        int go[2];
+        assert_int_equal(pipe(go), 0);
+        for (unsigned i = 0; i < PAGES; i++)
+                rewrite(page_at(b, i));
+        pid_t pid = fork();
+        if (!pid) {
+                uint8_t want[KSM_PAGE_SIZE];
+                page_at(b, 2)[0] = 99;
+                if (read(go[0], want, 1) != 1 || page_at(b, 2)[0] != 99)
+                        _exit(2);
+                for (unsigned i = 3; i < PAGES; i++) {
+                        fill(want, i % CONTENTS);
+                        if (memcmp(page_at(b, i), want, KSM_PAGE_SIZE))
+                                _exit(1);
+                }
+                _exit(0);
+        }
+        expect_free(b, 0, PAGES / 2);
+        (void) apply_now(APPLY_RESTORE, b, PAGES / 2, PAGES / 2, 0, status);
+        memset(b, 1, BLOCK_BYTES);
+        assert_int_equal(write(go[1], "", 1), 1);
+        int wait_status;
+        assert_int_equal(waitpid(pid, &wait_status, 0), pid);
+        assert_int_equal(wait_status, 0);
+        close(go[0]);
+        close(go[1]);
+}
+
+/* -- what it costs --------------------------------------------------------------------------------------------------- */
+
+/* Budget: a second witness does not come at once, unless somebody waits for it. */
+static void test_budget(void **state) {
+        uint8_t *b = block_merged(), status[64];
+        rewrite(page_at(b, 1));
+        (void) apply_now(APPLY_MERGE, b, 1, 1, 1, status);
+        assert_int_equal(status[1], APPLY_OK);
+        rewrite(page_at(b, 1));
+        (void) apply(APPLY_MERGE, b, 1, 1, 1, status); /* newer than the witness */
+        assert_int_equal(status[1], APPLY_PINNED_OR_FORKED);
+        witness_dismiss(&A);
+        A.witness.next_usec = UINT64_MAX;
+        (void) apply(APPLY_MERGE, b, 0, 3, 0, status);
+        assert_int_equal(status[0], APPLY_OK); /* in place, needs none */
+        assert_int_equal(status[1], APPLY_BUSY);
+        assert_int_equal(transition_restore_range(&A, (uint64_t) b, (uint64_t) b + BLOCK_BYTES), 0);
+        assert_int_equal(file_pages(b), 0);
+        A.witness.next_usec = 0;
+}
+
+/* -- under fire ---------------------------------------------------------------------------------------------------- */
+
+#define FIRE_BLOCKS 48
+#define FIRE_USEC 6000000ULL
+#define FIRE_REPLACED 1000 /* copied on write and merged again; or longer, on a machine that is busy */
+#define FIRE_BOUND_USEC 60000000ULL
+#define WRITERS 3U
+
+static uint8_t *fire[FIRE_BLOCKS];
+static _Atomic bool stop;
+static _Atomic uint64_t operations, differences, pinned_reads;
+
+struct writer {
+        unsigned self;
+        uint64_t random;
+        uint8_t shadow[FIRE_BLOCKS * PAGES]; /* contents; 0xff of none: never used */
+        struct io_uring ring;
+        bool has_ring;
+        int file, pipe[2]; /* file: page s holds content s */
+};
+
+static uint32_t draw(struct writer *w, uint32_t n) {
+        w->random ^= w->random << 13, w->random ^= w->random >> 7, w->random ^= w->random << 17;
+        return (uint32_t) (w->random >> 20) % n;
+}
+
+static void read_fixed(struct writer *w, uint8_t *page, unsigned content) {
+        struct iovec v = { page, KSM_PAGE_SIZE };
+        if (!w->has_ring || io_uring_register_buffers(&w->ring, &v, 1) != 0) {
+                fill(page, content);
+                return;
+        }
+        const struct timespec pause = { .tv_nsec = draw(w, 1000000) };
+        (void) nanosleep(&pause, NULL); /* the page lies there, pinned, with settled bytes */
+        struct io_uring_sqe *sqe = io_uring_get_sqe(&w->ring);
+        struct io_uring_cqe *cqe;
+        io_uring_prep_read_fixed(sqe, w->file, page, KSM_PAGE_SIZE, content * KSM_PAGE_SIZE, 0);
+        if (io_uring_submit_and_wait(&w->ring, 1) != 1 || io_uring_wait_cqe(&w->ring, &cqe) != 0 ||
+            cqe->res != (int) KSM_PAGE_SIZE)
+                abort();
+        io_uring_cqe_seen(&w->ring, cqe);
+        (void) io_uring_unregister_buffers(&w->ring);
+        atomic_fetch_add(&pinned_reads, 1);
+}
+
+static void write_content(struct writer *w, uint8_t *page, unsigned content) {
+        uint8_t bytes[KSM_PAGE_SIZE];
+        struct iovec local = { bytes, KSM_PAGE_SIZE }, remote = { page, KSM_PAGE_SIZE };
+        fill(bytes, content);
+        switch (draw(w, 6)) {
+        case 0:
+                read_fixed(w, page, content);
+                break;
+        case 1:
+                if (pread(w->file, page, KSM_PAGE_SIZE, content * KSM_PAGE_SIZE) != (ssize_t) KSM_PAGE_SIZE)
+                        abort();
+                break;
+        case 2:
+                if (process_vm_writev(getpid(), &local, 1, &remote, 1, 0) != (ssize_t) KSM_PAGE_SIZE)
+                        abort();
+                break;
+        case 3: /* discarded first */
+                map_enter();
+                sys_madvise((uint64_t) page, KSM_PAGE_SIZE, MADV_DONTNEED);
+                map_leave();
+                if (page[draw(w, KSM_PAGE_SIZE)] != 0)
+                        atomic_fetch_add(&differences, 1);
+                memcpy(page, bytes, KSM_PAGE_SIZE);
+                break;
+        default:
+                memcpy(page, bytes, KSM_PAGE_SIZE);
+        }
+}
+
+static void check_page(struct writer *w, const uint8_t *page, unsigned content) {
+        uint8_t want[KSM_PAGE_SIZE], got[KSM_PAGE_SIZE];
+        fill(want, content);
+        if (draw(w, 3) == 0) { /* the kernel reads it */
+                if (write(w->pipe[1], page, KSM_PAGE_SIZE) != (ssize_t) KSM_PAGE_SIZE ||
+                    read(w->pipe[0], got, KSM_PAGE_SIZE) != (ssize_t) KSM_PAGE_SIZE)
+                        abort();
+                page = got;
+        }
+        if (memcmp(page, want, KSM_PAGE_SIZE))
+                atomic_fetch_add(&differences, 1);
+}
+
+static void check_in_child(struct writer *w, unsigned k, unsigned content) {
+        map_enter(); /* as fork does under the atfork handlers */
+        pid_t pid = fork();
+        if (!pid) {
+                uint8_t want[KSM_PAGE_SIZE];
+                fill(want, content);
+                _exit(memcmp(page_at(fire[k / PAGES], k % PAGES), want, KSM_PAGE_SIZE) != 0);
+        }
+        map_leave();
+        int status;
+        if (waitpid(pid, &status, 0) != pid || status)
+                atomic_fetch_add(&differences, 1);
+}
+
+/* Each writer owns every n-th page. It writes the content of the page's own slot most of the time, so that what it writes can be
+ * merged again. */
+static void *writer_main(void *p) {
+        struct writer *w = p;
+        while (!atomic_load(&stop)) {
+                unsigned k = draw(w, FIRE_BLOCKS * PAGES / WRITERS) * WRITERS + w->self;
+                uint8_t *page = page_at(fire[k / PAGES], k % PAGES);
+                check_page(w, page, w->shadow[k]);
+                if (w->self == 0 && draw(w, 64) == 0)
+                        check_in_child(w, k, w->shadow[k]);
+                w->shadow[k] = (uint8_t) (draw(w, 4) ? k % CONTENTS : 16 + draw(w, 16));
+                write_content(w, page, w->shadow[k]);
+                check_page(w, page, w->shadow[k]);
+                atomic_fetch_add(&operations, 1);
+                const struct timespec pause = { .tv_nsec = draw(w, 400000) };
+                (void) nanosleep(&pause, NULL);
+        }
+        return NULL;
+}
+
+static void writer_start(struct writer *w, unsigned self, int file, pthread_t *t) {
+        *w = (struct writer) { .self = self, .random = 88172645463325252ULL * (self + 1), .file = file };
+        for (unsigned i = 0; i < FIRE_BLOCKS * PAGES; i++)
+                w->shadow[i] = (uint8_t) (i % CONTENTS);
+        w->has_ring = io_uring_queue_init(4, &w->ring, 0) == 0;
+        assert_int_equal(pipe(w->pipe), 0);
+        assert_int_equal(pthread_create(t, NULL, writer_main, w), 0);
+}
+
+static void test_under_fire(void **state) {
+        static struct writer writers[WRITERS];
+        pthread_t t[WRITERS];
+        uint8_t page[KSM_PAGE_SIZE], status[64];
+        uint64_t replaced = 0, counts[APPLY_STATUS_MAX_] = { 0 }, until = now_usec() + FIRE_USEC;
+        int file = memfd_create("input", 0);
+        for (unsigned i = 0; i < 32; i++) {
+                fill(page, i);
+                assert_int_equal(write(file, page, sizeof(page)), sizeof(page));
+        }
+        for (unsigned i = 0; i < FIRE_BLOCKS; i++)
+                fire[i] = block_merged();
+        assert_int_equal(fault_arm("any:random:1:100", NULL), 0);
+        for (unsigned i = 0; i < WRITERS; i++)
+                writer_start(&writers[i], i, file, &t[i]);
+        for (unsigned round = 0;
+             now_usec() < until || (replaced <= FIRE_REPLACED && now_usec() < until + FIRE_BOUND_USEC); round++) {
+                uint8_t *b = fire[round % FIRE_BLOCKS];
+                uint32_t kind = round % 7 == 6 ? APPLY_RESTORE : round % 5 == 4 ? APPLY_ZERO : APPLY_MERGE;
+                uint64_t before = file_pages(b);
+                A.witness.next_usec = 0;
+                (void) apply(kind, b, 0, PAGES, round % 2 * PAGES, status); /* and to and fro */
+                for (unsigned i = 0; i < PAGES; i++) {
+                        counts[status[i]]++;
+                        replaced += kind == APPLY_MERGE && status[i] == APPLY_OK && !(before >> i & 1);
+                }
+                witness_step(&A, now_usec());
+                (void) events_settle_discards(&A);
+                agent_drain(&A);
+        }
+        atomic_store(&stop, true);
+        for (unsigned i = 0; i < WRITERS; i++)
+                (void) join_draining(t[i]);
+        (void) fault_arm(NULL, NULL);
+        printf("%llu operations, %llu into pinned pages; %llu copied on write and merged again, %llu differences; "
+               "pages ok %llu changed %llu pinned %llu gone %llu budget %llu busy %llu error %llu\n",
+               (unsigned long long) operations, (unsigned long long) pinned_reads, (unsigned long long) replaced,
+               (unsigned long long) differences, (unsigned long long) counts[1], (unsigned long long) counts[2],
+               (unsigned long long) counts[3], (unsigned long long) counts[4], (unsigned long long) counts[5],
+               (unsigned long long) counts[6], (unsigned long long) counts[7]);
+        assert_int_equal(differences, 0);
+        assert_true(replaced > FIRE_REPLACED);
+        assert_false(A.raw);
+        close(file);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_copied_on_write),
                 cmocka_unit_test(test_relocate),
                 cmocka_unit_test(test_zero),
+                cmocka_unit_test(test_both_kinds_in_a_block),
+                cmocka_unit_test(test_discarded_and_filled),
+                cmocka_unit_test(test_fixed_buffers),
+                cmocka_unit_test(test_write_in_flight),
+                cmocka_unit_test(test_spliced),
+                cmocka_unit_test(test_witness_is_not_seen),
+                cmocka_unit_test(test_shared_with_a_child),
+                cmocka_unit_test(test_budget),
+                cmocka_unit_test(test_under_fire),
         };
         return cmocka_run_group_tests(tests, rig_setup, NULL);
 }
