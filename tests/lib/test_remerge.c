@@ -129,6 +129,7 @@ static void test_zero(void **state) {
                         assert_int_equal(page_at(b, i)[100], 1);
                 else
                         assert_page(b, i, i < 3 ? 0 : i % CONTENTS);
+        assert_int_equal(book_find((uint64_t) b / BLOCK_BYTES)->merged & 0xffff, 0xffff & ~0x107);
         page_at(b, 1)[0] = 1; /* tracked again */
         assert_int_equal(look_at(A.pagemap_fd, (uint64_t) b, PAGES, &look), 0);
         assert_true(look.written & 2);
@@ -159,6 +160,13 @@ static void test_both_kinds_in_a_block(void **state) {
                 assert_page(b, i, i % CONTENTS);
 }
 
+static void *discard_half(void *p) {
+        map_enter();
+        sys_madvise((uint64_t) p, BLOCK_BYTES / 2, MADV_DONTNEED);
+        map_leave();
+        return NULL;
+}
+
 /* Discarded, then filled again: what is there now counts, not that it was discarded. */
 static void test_discarded_and_filled(void **state) {
         uint8_t *b = block_merged(), status[64];
@@ -173,6 +181,11 @@ static void test_discarded_and_filled(void **state) {
                 assert_int_equal(status[i], i >= 16 && i % CONTENTS == 0 ? APPLY_OK : APPLY_CHANGED);
         (void) apply_now(APPLY_ZERO, b, 16, 8, 0, status);
         for (unsigned i = 16; i < 24; i++)
+                assert_int_equal(status[i], APPLY_OK);
+        pthread_create(&t, NULL, discard_half, b + BLOCK_BYTES / 2);
+        (void) join_draining(t);
+        (void) apply_now(APPLY_ZERO, b, 48, 8, 0, status); /* nobody has given them their zeros yet */
+        for (unsigned i = 48; i < 56; i++)
                 assert_int_equal(status[i], APPLY_OK);
         (void) apply_now(APPLY_RESTORE, b, 0, PAGES, 0, status);
         for (unsigned i = 0; i < PAGES; i++)
@@ -421,6 +434,7 @@ static void test_budget(void **state) {
 #define WRITERS 3U
 
 static uint8_t *fire[FIRE_BLOCKS];
+static _Atomic unsigned current; /* the block in transition: half of all operations go there */
 static _Atomic bool stop;
 static _Atomic uint64_t operations, differences, pinned_reads;
 
@@ -444,7 +458,7 @@ static void read_fixed(struct writer *w, uint8_t *page, unsigned content) {
                 fill(page, content);
                 return;
         }
-        const struct timespec pause = { .tv_nsec = draw(w, 1000000) };
+        const struct timespec pause = { .tv_nsec = draw(w, 300000) };
         (void) nanosleep(&pause, NULL); /* the page lies there, pinned, with settled bytes */
         struct io_uring_sqe *sqe = io_uring_get_sqe(&w->ring);
         struct io_uring_cqe *cqe;
@@ -519,6 +533,10 @@ static void *writer_main(void *p) {
         struct writer *w = p;
         while (!atomic_load(&stop)) {
                 unsigned k = draw(w, FIRE_BLOCKS * PAGES / WRITERS) * WRITERS + w->self;
+                if (draw(w, 2))
+                        k = (atomic_load(&current) * PAGES + draw(w, PAGES)) / WRITERS * WRITERS + w->self;
+                if (k >= FIRE_BLOCKS * PAGES)
+                        continue;
                 uint8_t *page = page_at(fire[k / PAGES], k % PAGES);
                 check_page(w, page, w->shadow[k]);
                 if (w->self == 0 && draw(w, 64) == 0)
@@ -527,8 +545,9 @@ static void *writer_main(void *p) {
                 write_content(w, page, w->shadow[k]);
                 check_page(w, page, w->shadow[k]);
                 atomic_fetch_add(&operations, 1);
-                const struct timespec pause = { .tv_nsec = draw(w, 400000) };
-                (void) nanosleep(&pause, NULL);
+                const struct timespec pause = { .tv_nsec = draw(w, 100000) };
+                if (draw(w, 4) == 0)
+                        (void) nanosleep(&pause, NULL);
         }
         return NULL;
 }
@@ -562,6 +581,7 @@ static void test_under_fire(void **state) {
                 uint8_t *b = fire[round % FIRE_BLOCKS];
                 uint32_t kind = round % 7 == 6 ? APPLY_RESTORE : round % 5 == 4 ? APPLY_ZERO : APPLY_MERGE;
                 uint64_t before = file_pages(b);
+                atomic_store(&current, round % FIRE_BLOCKS);
                 A.witness.next_usec = 0;
                 (void) apply(kind, b, 0, PAGES, round % 2 * PAGES, status); /* and to and fro */
                 for (unsigned i = 0; i < PAGES; i++) {
