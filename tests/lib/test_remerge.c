@@ -350,7 +350,8 @@ static void test_witness_is_not_seen(void **state) {
         assert_int_equal(errno, ECHILD);
         pid_t pid = fork();
         if (!pid) /* DONTFORK as before, the rest is there */
-                _exit(msync(b, BLOCK_BYTES, MS_ASYNC) == 0 || plain[100] != 5);
+                _exit(msync(page_at(b, 5), KSM_PAGE_SIZE, MS_ASYNC) == 0 || msync(b, KSM_PAGE_SIZE, MS_ASYNC) == 0 ||
+                      plain[100] != 5);
         int wait_status;
         assert_int_equal(waitpid(pid, &wait_status, 0), pid);
         assert_int_equal(wait_status, 0);
@@ -402,6 +403,35 @@ static void test_shared_with_a_child(void **state) {
         assert_int_equal(wait_status, 0);
         close(go[0]);
         close(go[1]);
+}
+
+/* -- writers ---------------------------------------------------------------------------------------------------------- */
+
+static void *write_after_compare(void *p) {
+        while (!*(struct transition *volatile *) &A.current)
+                ;
+        const struct timespec pause = { .tv_nsec = 50000000 };
+        (void) nanosleep(&pause, NULL);
+        ((volatile uint8_t *) p)[0] = 200;
+        return NULL;
+}
+
+/* A write that comes when the bytes have been compared: it waits, and is there afterwards. */
+static void test_write_after_compare(void **state) {
+        uint8_t status[64];
+        for (unsigned round = 0; round < 3; round++) {
+                uint8_t *b = block_merged();
+                pthread_t t;
+                if (round)
+                        rewrite(page_at(b, 4));
+                pthread_create(&t, NULL, write_after_compare, page_at(b, 4));
+                assert_int_equal(fault_arm(round < 2 ? "freeze_compared:delay:1:200000" : "freeze_copied:delay:1:200000", NULL), 0);
+                (void) apply_now(round < 2 ? APPLY_MERGE : APPLY_RESTORE, b, 4, 1, PAGES + 4, status);
+                (void) fault_arm(NULL, NULL);
+                assert_int_equal(status[4], APPLY_OK);
+                (void) join_draining(t);
+                assert_int_equal(page_at(b, 4)[0], 200);
+        }
 }
 
 /* -- what it costs --------------------------------------------------------------------------------------------------- */
@@ -620,6 +650,7 @@ int main(void) {
                 cmocka_unit_test(test_spliced),
                 cmocka_unit_test(test_witness_is_not_seen),
                 cmocka_unit_test(test_shared_with_a_child),
+                cmocka_unit_test(test_write_after_compare),
                 cmocka_unit_test(test_budget),
                 cmocka_unit_test(test_under_fire),
         };
