@@ -48,7 +48,8 @@ def copy_source():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
     if not (BUILD / "build.ninja").exists():
-        subprocess.run(["meson", "setup", BUILD, SOURCE], check=True, stdout=subprocess.DEVNULL)
+        # A fault may leave a function or a variable unused: that is a warning.
+        subprocess.run(["meson", "setup", "-Dwerror=false", BUILD, SOURCE], check=True, stdout=subprocess.DEVNULL)
 
 
 def build():
