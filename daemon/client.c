@@ -253,9 +253,12 @@ static void on_ranges(struct client *c, const struct frame *f) {
         const struct range_element *e = f->elements;
         for (uint32_t i = 0; i < f->count; i++) {
                 uint64_t page = e[i].start >> KSM_PAGE_SHIFT, n_pages = e[i].length >> KSM_PAGE_SHIFT;
-                int r = f->type == MSG_RANGE_ADD   ? core_range_add(core, c->id, page, n_pages)
-                        : f->type == MSG_RANGE_DEL ? core_range_remove(core, c->id, page, n_pages)
-                                                   : core_pages_gone(core, c->id, page, n_pages);
+                int r;
+                do
+                        r = f->type == MSG_RANGE_ADD       ? core_range_add(core, c->id, page, n_pages)
+                                : f->type == MSG_RANGE_DEL ? core_range_remove(core, c->id, page, n_pages)
+                                                           : core_pages_gone(core, c->id, page, n_pages);
+                while (r == -EAGAIN && (core_tick(core, now_usec()), true));
                 /* A range that is not known is a race of the agent with itself; without memory it is not merged. */
                 if (r < 0 && r != -ENOENT)
                         log_full_errno(r == -ENOMEM ? LOG_WARNING : LOG_DEBUG, r, "client pid %d: %s",

@@ -102,13 +102,10 @@ static uint64_t count_edges(struct core *c, struct client *cl, struct block *b) 
 static const char *check_client(struct core *c, struct client *cl, struct totals *all) {
         struct totals t = {};
         uint64_t n_blocks = 0, edges = 0;
-        const char *error;
+        const char *error = range_check(cl, &t.registered);
 
-        for (uint32_t i = 0; i < cl->n_ranges; i++) {
-                REQUIRE(cl->ranges[i].start < cl->ranges[i].end, "an empty range");
-                REQUIRE(i == 0 || cl->ranges[i - 1].end <= cl->ranges[i].start, "ranges overlap");
-                t.registered += cl->ranges[i].end - cl->ranges[i].start;
-        }
+        if (error)
+                return error;
         REQUIRE(t.registered == cl->registered_pages, "registered pages of a client are miscounted");
         for (uint32_t block = cl->blocks; block != NIL; block = block_at(c, block)->next) {
                 struct block *b = block_at(c, block);

@@ -141,19 +141,22 @@ static void forget_block(struct core *c, uint32_t block, const struct walk *w) {
         block_free_if_idle(c, block);
 }
 
+static void forget_walk(struct core *c, struct client *cl, struct walk *w, unsigned *budget) {
+        uint32_t block;
+
+        while ((block = walk_next(c, cl, w, budget)) != NIL)
+                forget_block(c, block, w);
+        if (w->is_active)
+                job_add(c, cl);
+}
+
 void client_forget_step(struct core *c, struct client *cl, unsigned *budget) {
         if (cl->is_gone) {
                 teardown_step(c, cl, budget);
                 return;
         }
-        for (unsigned k = 0; k < FORGETS_MAX; k++) {
-                uint32_t block;
-
-                while ((block = walk_next(c, cl, &cl->forgets[k], budget)) != NIL)
-                        forget_block(c, block, &cl->forgets[k]);
-                if (cl->forgets[k].is_active)
-                        job_add(c, cl);
-        }
+        for (unsigned k = 0; k < FORGETS_MAX; k++)
+                forget_walk(c, cl, &cl->forgets[k], budget);
 }
 
 /* What scans say of an interval that is being forgotten would be forgotten with it: it is dropped. */
@@ -172,37 +175,41 @@ void client_forget_all(struct core *c, struct client *cl, uint64_t number) {
                 client_forget_step(c, cl, &budget);
 }
 
-/* A small interval is forgotten at once, a large one in steps; when too many are under way the oldest steps are made now. */
-static void client_forget(struct core *c, struct client *cl, uint64_t page, uint64_t end) {
-        enum { AT_ONCE = 64 };
-        unsigned budget = AT_ONCE, k;
+/* NULL: too many are under way. */
+static struct walk *forget_slot(struct client *cl) {
+        for (unsigned k = 0; k < FORGETS_MAX; k++)
+                if (!cl->forgets[k].is_active)
+                        return &cl->forgets[k];
+        return NULL;
+}
 
-        for (k = 0; k < FORGETS_MAX && cl->forgets[k].is_active; k++)
-                ;
-        if (k == FORGETS_MAX) {
-                budget = UINT32_MAX;
-                client_forget_step(c, cl, &budget);
-                k = 0;
-                budget = AT_ONCE;
-        }
-        walk_begin(cl, &cl->forgets[k], page, end);
-        client_forget_step(c, cl, &budget);
+/* A small interval is forgotten at once, a large one in steps. */
+static void client_forget(struct core *c, struct client *cl, struct walk *w, uint64_t page, uint64_t end) {
+        unsigned budget = 64;
+
+        walk_begin(cl, w, page, end);
+        forget_walk(c, cl, w, &budget);
 }
 
 int core_pages_gone(struct core *c, uint32_t client, uint64_t page, uint64_t n_pages) {
         struct client *cl = client_get(c, client);
+        struct walk *w;
         uint64_t end;
 
         if (!cl)
                 return -ENOENT;
         if (n_pages == 0 || __builtin_add_overflow(page, n_pages, &end))
                 return -EINVAL;
-        client_forget(c, cl, page, end);
+        w = forget_slot(cl);
+        if (!w)
+                return -EAGAIN;
+        client_forget(c, cl, w, page, end);
         return 0;
 }
 
 int core_range_remove(struct core *c, uint32_t client, uint64_t page, uint64_t n_pages) {
         struct client *cl = client_get(c, client);
+        struct walk *w;
         uint64_t end;
         int r;
 
@@ -210,11 +217,14 @@ int core_range_remove(struct core *c, uint32_t client, uint64_t page, uint64_t n
                 return -ENOENT;
         if (n_pages == 0 || __builtin_add_overflow(page, n_pages, &end))
                 return -EINVAL;
+        w = forget_slot(cl);
+        if (!w)
+                return -EAGAIN;
         r = range_cut(c, cl, page, end);
         if (r < 0)
                 return r;
         scan_epoch_update(c, cl);
-        client_forget(c, cl, page, end);
+        client_forget(c, cl, w, page, end);
         return 0;
 }
 

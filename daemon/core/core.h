@@ -62,9 +62,10 @@ void core_client_gone(struct core *c, uint32_t client);
 
 /* Overlap with known ranges is merged. Cost does not depend on n_pages (32 TiB is fine). */
 int core_range_add(struct core *c, uint32_t client, uint64_t page, uint64_t n_pages);
-/* Pages in it are forgotten in bounded steps; merged ones count as unshared. */
+/* Pages in it are forgotten in bounded steps; merged ones count as unshared. -EAGAIN: too much of this client is being
+ * forgotten already; nothing was done, ask again after core_tick. */
 int core_range_remove(struct core *c, uint32_t client, uint64_t page, uint64_t n_pages);
-/* The agent says: these pages no longer map what was merged there (unmapped, removed, restored). */
+/* The agent says: these pages no longer map what was merged there (unmapped, removed, restored). -EAGAIN as above. */
 int core_pages_gone(struct core *c, uint32_t client, uint64_t page, uint64_t n_pages);
 
 /* -- scan: PAGEMAP_SCAN over a window ---------------------------------------------------------------------- */

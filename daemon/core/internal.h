@@ -213,8 +213,8 @@ struct client {
         bool is_parked, is_gone, is_scanning, is_reading, is_publishing;
         bool in_pass, is_looking, wants_look, in_epoch, has_counted, in_jobs;
         uint32_t n_applies, max_map_count, n_vmas;
-        struct range *ranges; /* ascending, apart from each other */
-        uint32_t n_ranges, ranges_capacity;
+        struct range_chunk **chunks; /* its ranges, ascending, apart from each other: range.c */
+        uint32_t n_chunks, chunks_capacity, n_ranges;
         uint64_t registered_pages;
         uint32_t blocks, n_blocks; /* list head */
         struct block_queue waiting, ready, publish, apply, shorts[SHORT_BUCKETS];
@@ -373,6 +373,7 @@ void range_free_all(struct core *c, struct client *cl);
 int range_put(struct core *c, struct client *cl, uint64_t start, uint64_t end, bool is_unmerged);
 int range_cut(struct core *c, struct client *cl, uint64_t start, uint64_t end);
 int range_mark_unmerged(struct core *c, struct client *cl, uint64_t start, uint64_t end);
+const char *range_check(const struct client *cl, uint64_t *ret_pages); /* for core_check */
 
 /* page.c */
 uint32_t block_find(const struct core *c, const struct client *cl, uint64_t number);

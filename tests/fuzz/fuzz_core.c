@@ -452,7 +452,8 @@ static void program_writes(struct fuzz *f, struct program *p, uint64_t i, uint64
 }
 
 static void program_drops(struct fuzz *f, struct program *p, uint64_t i, uint64_t n) {
-        (void) core_pages_gone(f->core, p->id, p->base + i, n);
+        while (core_pages_gone(f->core, p->id, p->base + i, n) == -EAGAIN)
+                (void) core_tick(f->core, f->now_usec);
         for (; i < SPAN_PAGES && n > 0; i++, n--)
                 p->is_there[i] = p->is_written[i] = p->is_file[i] = false;
         f->has_lied = true;
@@ -490,7 +491,8 @@ static void step(struct fuzz *f) {
                 if (what % WHATS == RANGE_ADD)
                         (void) core_range_add(f->core, p->id, p->base + page, n);
                 else if (what % WHATS == RANGE_REMOVE)
-                        (void) core_range_remove(f->core, p->id, p->base + page, n);
+                        while (core_range_remove(f->core, p->id, p->base + page, n) == -EAGAIN)
+                                (void) core_tick(f->core, f->now_usec);
                 else if (what % WHATS == DROP)
                         program_drops(f, p, page, n);
                 else if (what % WHATS == WRITE)

@@ -112,12 +112,17 @@ void world_write(struct world *w, uint32_t process, uint64_t i, uint32_t content
         p->is_written = true;
 }
 
+static void register_again(struct world *w, const struct sim_process *p, uint64_t i, uint64_t n) {
+        while (core_range_remove(w->core, p->client, p->base + i, n) == -EAGAIN)
+                (void) core_tick(w->core, w->now_usec);
+        (void) core_range_add(w->core, p->client, p->base + i, n);
+}
+
 void world_drop(struct world *w, uint32_t process, uint64_t i, uint64_t n) {
         struct sim_process *p = &w->processes[process];
 
         memset(&p->pages[i], 0, n * sizeof(*p->pages));
-        (void) core_range_remove(w->core, p->client, p->base + i, n);
-        (void) core_range_add(w->core, p->client, p->base + i, n);
+        register_again(w, p, i, n);
 }
 
 static enum core_apply_status restore_page(struct sim_page *q) {
@@ -136,8 +141,7 @@ void world_register_anew(struct world *w, uint32_t process, uint64_t i, uint64_t
 
         for (uint64_t k = i; k < i + n; k++)
                 p->is_inexact |= restore_page(&p->pages[k]) == CORE_PINNED_OR_FORKED;
-        (void) core_range_remove(w->core, p->client, p->base + i, n);
-        (void) core_range_add(w->core, p->client, p->base + i, n);
+        register_again(w, p, i, n);
 }
 
 void world_discard(struct world *w, uint32_t process, uint64_t i, uint64_t n) {

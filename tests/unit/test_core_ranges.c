@@ -1,0 +1,223 @@
+/* The list of a client's ranges: against a map of pages, without memory, and what a change costs when there are many. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include "daemon/core/internal.h"
+#include "tests/support/frames.h"
+
+#define PAGES 4096
+
+struct failing {
+        unsigned count, fail_at;
+};
+
+static void *failing_realloc(void *userdata, void *p, size_t size) {
+        struct failing *f = userdata;
+        return ++f->count == f->fail_at ? NULL : realloc(p, size);
+}
+static void failing_free(void *userdata, void *p) {
+        free(p);
+}
+
+struct subject {
+        struct failing failing;
+        struct core *core;
+        struct client *client;
+        uint8_t model[PAGES]; /* 0 nothing, 1 registered, 2 unmerged */
+};
+
+static void begin(struct subject *s) {
+        const struct core_allocator a = { failing_realloc, failing_free, &s->failing };
+        const struct core_client_config config = { 0 };
+        uint32_t domain, client;
+        memset(s, 0, sizeof(*s));
+        assert_int_equal(core_new(&a, 1, &s->core), 0);
+        assert_int_equal(core_domain(s->core, "a", 1, &domain), 0);
+        assert_int_equal(core_client_add(s->core, domain, &config, &client), 0);
+        s->client = client_get(s->core, client);
+}
+
+static void end(struct subject *s) {
+        core_client_gone(s->core, s->client->id);
+        (void) core_tick(s->core, 1000000);
+        assert_null(core_check(s->core));
+        core_free(s->core);
+}
+
+static void assert_as_model(const struct subject *s) {
+        uint64_t page = 0;
+        for (const struct range *r; (r = range_find(s->client, page)); page = r->end) {
+                for (uint64_t i = page; i < r->start; i++)
+                        assert_int_equal(s->model[i], 0);
+                for (uint64_t i = r->start; i < r->end; i++)
+                        assert_int_equal(s->model[i], r->is_unmerged ? 2 : 1);
+        }
+        for (; page < PAGES; page++)
+                assert_int_equal(s->model[page], 0);
+        assert_null(core_check(s->core));
+}
+
+static void random_change(struct subject *s, uint64_t *seed, unsigned longest) {
+        uint64_t start = random_below(seed, PAGES), what = random_below(seed, 10);
+        uint64_t stop = MIN(start + 1 + random_below(seed, longest), (uint64_t) PAGES);
+        int r = what < 6   ? range_put(s->core, s->client, start, stop, what == 5)
+                : what < 9 ? range_cut(s->core, s->client, start, stop)
+                           : range_mark_unmerged(s->core, s->client, start, stop);
+        if (r < 0) { /* marking is the one that may have done a part: never with one failure, it moves little */
+                assert_int_equal(r, -ENOMEM);
+                return;
+        }
+        for (uint64_t i = start; i < stop; i++)
+                s->model[i] = what < 5 ? 1 : what == 5 ? 2 : what < 9 ? 0 : s->model[i] ? 2 : 0;
+}
+
+/* Short ones make many chunks, long ones empty them again. */
+static void test_random_changes(void **state) {
+        for (uint64_t first = 1; first <= 8; first++) {
+                uint64_t seed = first * 0x9E3779B97F4A7C15;
+                struct subject s;
+                print_message("seed %llu\n", (unsigned long long) first);
+                begin(&s);
+                for (unsigned i = 0; i < 4000; i++) {
+                        random_change(&s, &seed, i % 1000 < 900 ? 3 : 700);
+                        if (i % 16 == 0)
+                                assert_as_model(&s);
+                }
+                assert_as_model(&s);
+                end(&s);
+        }
+}
+
+static void test_no_memory(void **state) {
+        unsigned failed = 0;
+        for (unsigned at = 1;; at++) {
+                struct subject s;
+                uint64_t seed = 77;
+                begin(&s);
+                s.failing.count = 0;
+                s.failing.fail_at = at;
+                for (unsigned i = 0; i < 1500; i++) {
+                        uint64_t start = random_below(&seed, PAGES);
+                        if (range_put(s.core, s.client, start, start + 1, false) == 0)
+                                s.model[start] = 1;
+                        else
+                                failed++;
+                }
+                assert_as_model(&s);
+                bool reached = s.failing.count >= at;
+                s.failing.fail_at = 0;
+                end(&s);
+                if (!reached)
+                        break;
+        }
+        print_message("%u changes failed\n", failed);
+        assert_true(failed > 8);
+}
+
+static double cpu_sec(void) {
+        struct timespec t;
+        (void) clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+        return (double) t.tv_sec + (double) t.tv_nsec / 1e9;
+}
+
+/* Microseconds a change when there are n ranges: cut and put again in turn, all over. */
+static double cost_of_change(uint32_t n) {
+        enum { CHANGES = 20000 };
+        struct subject s;
+        begin(&s);
+        for (uint64_t i = 0; i < n; i++)
+                assert_int_equal(range_put(s.core, s.client, 4 * i, 4 * i + 2, false), 0);
+        assert_int_equal(s.client->n_ranges, n);
+        double before = cpu_sec();
+        for (uint64_t i = 0; i < CHANGES; i++) {
+                uint64_t page = 4 * (i * 7919 % n);
+                assert_int_equal(range_cut(s.core, s.client, page, page + 2), 0);
+                assert_int_equal(range_put(s.core, s.client, page, page + 2, false), 0);
+        }
+        double usec = (cpu_sec() - before) * 1e6 / (2 * CHANGES);
+        end(&s);
+        return usec;
+}
+
+/* One array of all would make it 256 times: 1.5 MiB moved for each change. */
+static void test_cost_of_many(void **state) {
+        double few = cost_of_change(512), many = cost_of_change(131072);
+        print_message("a change costs %.2f us among 512 ranges, %.2f us among 131072\n", few, many);
+        assert_true(many < 40 * few);
+}
+
+/* All of them at once, and every second page of them made unmerged and joined again. */
+static void test_all_at_once(void **state) {
+        const uint32_t n = 131072;
+        struct subject s;
+        begin(&s);
+        for (uint64_t i = 0; i < n; i++)
+                assert_int_equal(range_put(s.core, s.client, 3 * i, 3 * i + 2, false), 0);
+        double before = cpu_sec();
+        assert_int_equal(range_mark_unmerged(s.core, s.client, 1, UINT64_C(1) << 40), 0);
+        print_message("%u ranges unmerged in %.1f ms\n", n, (cpu_sec() - before) * 1e3);
+        assert_int_equal(s.client->n_ranges, n + 1);
+        before = cpu_sec();
+        assert_int_equal(range_put(s.core, s.client, 0, 3 * (uint64_t) n, false), 0);
+        print_message("joined in %.1f ms\n", (cpu_sec() - before) * 1e3);
+        assert_int_equal(s.client->n_ranges, 1);
+        assert_int_equal(s.client->registered_pages, 3 * (uint64_t) n);
+        assert_null(core_check(s.core));
+        end(&s);
+}
+
+/* More of large intervals than are forgotten at once: the caller waits, and nothing was done. */
+static void test_forgetting_has_a_bound(void **state) {
+        const uint64_t part = UINT64_C(1) << 14;
+        struct core_run run = { .n_pages = 16 * (UINT64_C(1) << 14), .categories = CORE_WRITTEN };
+        struct core_scan scan;
+        struct subject s;
+        uint64_t next;
+        unsigned n_now = 0;
+        begin(&s);
+        assert_int_equal(core_range_add(s.core, s.client->id, 0, run.n_pages), 0);
+        for (uint64_t now = 1000000; s.client->n_blocks < run.n_pages / BLOCK_PAGES; now++)
+                while (core_next_scan(s.core, now, &scan, &next))
+                        core_scan_done(s.core, scan.op, now, &run, 1, scan.page + scan.n_pages, 0);
+        for (uint64_t i = 0; i < 16; i++) {
+                int r = core_range_remove(s.core, s.client->id, i * part, part);
+                uint64_t left = (16 - i) * part;
+                if (r == 0) {
+                        n_now++;
+                        continue;
+                }
+                assert_int_equal(r, -EAGAIN);
+                assert_int_equal(s.client->registered_pages, left);
+                assert_int_equal(core_pages_gone(s.core, s.client->id, i * part, part), -EAGAIN);
+                do
+                        (void) core_tick(s.core, 2000000);
+                while ((r = core_range_remove(s.core, s.client->id, i * part, part)) == -EAGAIN);
+                assert_int_equal(r, 0);
+        }
+        print_message("%u of 16 without waiting\n", n_now);
+        assert_in_range(n_now, 8, 15);
+        struct core_client_counters counters;
+        for (unsigned i = 0; i < 16; i++)
+                (void) core_tick(s.core, 3000000);
+        assert_int_equal(core_client_counters(s.core, s.client->id, &counters), 0);
+        assert_int_equal(counters.tracked_pages, 0);
+        end(&s);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_random_changes),
+                cmocka_unit_test(test_no_memory),
+                cmocka_unit_test(test_cost_of_many),
+                cmocka_unit_test(test_all_at_once),
+                cmocka_unit_test(test_forgetting_has_a_bound),
+        };
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
