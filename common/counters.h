@@ -49,7 +49,25 @@
         X(wait_le_1024_usec, COUNT, "... at most 1 ms")                                                              \
         X(wait_le_4096_usec, COUNT, "... at most 4 ms")                                                              \
         X(wait_le_16384_usec, COUNT, "... at most 16 ms")                                                            \
-        X(wait_gt_16384_usec, COUNT, "... longer")
+        X(wait_gt_16384_usec, COUNT, "... longer")                                                                   \
+        X(turn_le_256_usec, COUNT, "turns of the daemon's loop that kept others waiting at most 256 us")             \
+        X(turn_le_1024_usec, COUNT, "... at most 1 ms")                                                              \
+        X(turn_le_4096_usec, COUNT, "... at most 4 ms")                                                              \
+        X(turn_le_16384_usec, COUNT, "... at most 16 ms")                                                            \
+        X(turn_le_50000_usec, COUNT, "... at most 50 ms")                                                            \
+        X(turn_le_250000_usec, COUNT, "... at most 250 ms")                                                          \
+        X(turn_gt_250000_usec, COUNT, "... longer")                                                                  \
+        X(turn_longest_usec, USEC, "the longest so far")                                                             \
+        X(turn_cpu_le_256_usec, COUNT, "the same by CPU time of the loop: turns of at most 256 us")                  \
+        X(turn_cpu_le_1024_usec, COUNT, "... at most 1 ms")                                                          \
+        X(turn_cpu_le_4096_usec, COUNT, "... at most 4 ms")                                                          \
+        X(turn_cpu_le_16384_usec, COUNT, "... at most 16 ms")                                                        \
+        X(turn_cpu_le_50000_usec, COUNT, "... at most 50 ms")                                                        \
+        X(turn_cpu_le_250000_usec, COUNT, "... at most 250 ms")                                                      \
+        X(turn_cpu_gt_250000_usec, COUNT, "... longer")                                                              \
+        X(turn_cpu_longest_usec, USEC, "the longest so far")                                                         \
+        X(threads_lost, COUNT, "worker threads that hang on memory or descriptors of a client now")                  \
+        X(log_suppressed, COUNT, "log lines about clients left out because there were too many")
 
 enum counter_unit { UNIT_COUNT, UNIT_PAGES, UNIT_BYTES, UNIT_USEC };
 
@@ -70,3 +88,6 @@ _Static_assert(sizeof(struct counters) == COUNTER_MAX_ * sizeof(int64_t), "count
 /* Buckets of the wait histogram above, upper bounds in microseconds; the last bucket has none. */
 #define WAIT_BUCKETS 8
 static const uint32_t wait_bucket_usec[WAIT_BUCKETS - 1] = { 64, 128, 256, 512, 1024, 4096, 16384 };
+/* The same of the two turn histograms. */
+#define TURN_BUCKETS 7
+static const uint32_t turn_bucket_usec[TURN_BUCKETS - 1] = { 256, 1024, 4096, 16384, 50000, 250000 };

@@ -100,6 +100,14 @@ static void print_totals(const struct report *r, FILE *f) {
                 format_usec(d, (uint64_t) c->agents_cpu_usec), c->full_scans);
 }
 
+static void print_turns(const struct counters *c, FILE *f) {
+        char a[TEXT_BYTES], b[TEXT_BYTES], d[TEXT_BYTES];
+
+        fprintf(f, "its loop keeps clients waiting at most %s in 99 of 100 turns; the longest turn was %s, %s of it cpu time\n",
+                format_usec(a, (uint64_t) turn_p99_usec(c, 0)), format_usec(b, (uint64_t) c->turn_longest_usec),
+                format_usec(d, (uint64_t) c->turn_cpu_longest_usec));
+}
+
 /* -- what needs attention ----------------------------------------------------------------------------------- */
 
 static size_t count_state(const struct report *r, enum client_state state) {
@@ -145,6 +153,13 @@ static void print_processes_in_trouble(const struct report *r, FILE *f) {
                         full);
 }
 
+static void print_lost_threads(const struct counters *c, FILE *f) {
+        if (c->threads_lost > 0)
+                fprintf(f, "! %" PRId64 " of the daemon's threads hang on memory or descriptors of a client, whose user is refused "
+                           "meanwhile; see the daemon's log\n",
+                        c->threads_lost);
+}
+
 static void print_failures(const struct counters *c, FILE *f) {
         char a[TEXT_BYTES];
         const struct {
@@ -183,8 +198,10 @@ int report_print_status(const struct report *r, bool wide, FILE *f) {
                 return error;
         fputc('\n', f);
         print_totals(r, f);
+        print_turns(&r->counters, f);
         print_run_state(r, f);
         print_processes_in_trouble(r, f);
+        print_lost_threads(&r->counters, f);
         print_failures(&r->counters, f);
         return 0;
 }

@@ -8,8 +8,15 @@
 #define SESSION_FRAMES_PER_TURN 16
 /* Connections accepted before those that are there get their turn. */
 #define LISTENER_ACCEPTS_PER_TURN 16
-/* Steps of work handed out before the loop looks at its sockets again: well under a millisecond. */
+/* Steps of work handed out before the loop looks at its sockets again: well under a millisecond as a rule ... */
 #define PUMP_STEPS_PER_TURN 256
+/* ... and in any case this long, which is less than TURN_USEC so that neither sockets nor work can starve the other. */
+#define PUMP_USEC (5 * USEC_PER_MSEC)
+/* What comes up in callbacks after this long is left to the next turn. With the longest single steps (a scan's result, an exit: some
+ * ms) and the pump this stays well below the 50 ms that anybody should ever wait. */
+#define TURN_USEC (10 * USEC_PER_MSEC)
+/* The part of it that connections of one user get: five users who flood leave each other, and everybody else, a share. */
+#define TURN_USER_USEC (2 * USEC_PER_MSEC)
 
 /* -- what one client may hold --------------------------------------------------------------------------------------- */
 /* Applies in flight to one client: covers the round trip to an agent at 100 us a transition, and 16 packets fit any
@@ -53,6 +60,13 @@
 /* The CPU governor's bucket: work may run ahead of its allowance by this much, so that a budget of 1 % still does whole
  * jobs. */
 #define GOVERNOR_BURST_USEC (50 * USEC_PER_MSEC)
+
+/* -- log -------------------------------------------------------------------------------------------------------------- */
+/* Lines that clients bring about: in each window so many about one user's processes and so many in all. Enough to see what goes on,
+ * 3 lines a second at most however many connections misbehave. */
+#define LOG_WINDOW_USEC (30 * USEC_PER_SEC)
+#define LOG_LINES_PER_USER 30
+#define LOG_LINES 100
 
 /* -- file descriptors ------------------------------------------------------------------------------------------------ */
 /* A client holds its socket, pagemap, mem and a pidfd. */

@@ -170,41 +170,32 @@ static int register_client(struct client *c, const struct msg_hello *hello) {
         return 0;
 }
 
-void client_hello(struct session *s, struct channel_message *message) {
+void client_hello(struct session *s, const struct msg_hello *hello, struct process *process, int error, const char *reason) {
         struct manager *m = s->manager;
-        const struct msg_hello *hello = message->frame.body;
-        const char *reason;
+        struct client *c = NULL;
         fault_point(FAULT_hello_come);
         if (hello->page_size != KSM_PAGE_SIZE) {
-                session_refuse(s, EINVAL, "page size is not 4096");
+                error = -EINVAL;
+                reason = "page size is not 4096";
+        }
+        if (error == 0) {
+                c = calloc(1, sizeof(*c));
+                error = c ? 0 : -ENOMEM;
+        }
+        if (error < 0) {
+                process_unref(process);
+                session_refuse(s, -error, reason ? reason : strerror(-error));
                 return;
         }
-        if (s->account->n_lost > 0) { /* its administrators are still welcome */
-                session_refuse(s, EUSERS, "memory of this user's processes makes readers hang");
-                return;
-        }
-        if (peer_check_eligible(&s->peer, &reason) < 0) {
-                session_refuse(s, EPERM, reason);
-                return;
-        }
-        struct client *c = calloc(1, sizeof(*c));
-        if (!c) {
-                session_refuse(s, ENOMEM, "out of memory");
-                return;
-        }
-        *c = (struct client){ .manager = m, .session = s, .flags = hello->flags, .heard_usec = now_usec() };
+        *c = (struct client){ .manager = m, .session = s, .flags = hello->flags, .heard_usec = now_usec(), .process = process };
         memcpy(c->comm, hello->comm, sizeof(hello->comm));
-        int pagemap_fd = channel_take_fd(message, 0), mem_fd = channel_take_fd(message, 1);
-        int r = process_new(&s->peer, pagemap_fd, mem_fd, &c->process, &reason);
-        if (r == 0) {
-                fault_point(FAULT_hello_held);
-                r = register_client(c, hello);
-        }
-        if (r < 0) {
+        fault_point(FAULT_hello_held);
+        error = register_client(c, hello);
+        if (error < 0) {
                 process_unref(c->process);
                 store_domain_unref(c->domain);
                 free(c);
-                session_refuse(s, -r, reason ? reason : strerror(-r));
+                session_refuse(s, -error, strerror(-error));
                 return;
         }
         s->client = c;
@@ -237,6 +228,9 @@ struct client *client_free(struct client *c) {
         core_client_gone(m->core, c->id);
         (void) idmap_remove(&m->clients, c->id);
         m->n_clients--;
+        if (c->rest)
+                TAILQ_REMOVE(&m->unfinished, c, rest_link);
+        free(c->rest);
         keep_totals(c);
         atomic_store_explicit(&c->process->closing, true, memory_order_relaxed);
         process_unref(c->process);
@@ -248,29 +242,103 @@ struct client *client_free(struct client *c) {
 
 /* -- frames ---------------------------------------------------------------------------------------------------------- */
 
-static void on_ranges(struct client *c, const struct frame *f) {
+struct ranges_rest {
+        enum message_type type;
+        uint32_t next, count, n_vmas;
+        struct range_element elements[];
+};
+
+/* One element. -EAGAIN: not now. */
+static int apply_range(struct client *c, enum message_type type, const struct range_element *e) {
         struct core *core = c->manager->core;
-        const struct range_element *e = f->elements;
-        for (uint32_t i = 0; i < f->count; i++) {
-                uint64_t page = e[i].start >> KSM_PAGE_SHIFT, n_pages = e[i].length >> KSM_PAGE_SHIFT;
-                int r;
-                do
-                        r = f->type == MSG_RANGE_ADD       ? core_range_add(core, c->id, page, n_pages)
-                                : f->type == MSG_RANGE_DEL ? core_range_remove(core, c->id, page, n_pages)
-                                                           : core_pages_gone(core, c->id, page, n_pages);
-                while (r == -EAGAIN && (core_tick(core, now_usec()), true));
-                /* A range that is not known is a race of the agent with itself; without memory it is not merged. */
-                if (r < 0 && r != -ENOENT)
-                        log_full_errno(r == -ENOMEM ? LOG_WARNING : LOG_DEBUG, r, "client pid %d: %s",
-                                       (int) c->session->peer.pid, message_name((uint16_t) f->type));
+        uint64_t page = e->start >> KSM_PAGE_SHIFT, n_pages = e->length >> KSM_PAGE_SHIFT;
+        int r = type == MSG_RANGE_ADD   ? core_range_add(core, c->id, page, n_pages)
+                : type == MSG_RANGE_DEL ? core_range_remove(core, c->id, page, n_pages)
+                                        : core_pages_gone(core, c->id, page, n_pages);
+        /* A range that is not known is a race of the agent with itself; without memory it is not merged. */
+        if (r < 0 && r != -ENOENT && r != -EAGAIN)
+                account_log(c->manager, c->session->account, r == -ENOMEM ? LOG_WARNING : LOG_DEBUG, "client pid %d: %s: %s",
+                            (int) c->session->peer.pid, message_name((uint16_t) type), strerror(-r));
+        return r;
+}
+
+/* Elements from *next on, as far as the turn has time: a frame may ask for a tenth of a second's work. True: all are done. */
+static bool apply_ranges(struct client *c, enum message_type type, const struct range_element *e, uint32_t count,
+                         uint32_t *next) {
+        struct uid_account *a = c->session->account;
+        uint64_t before = now_usec();
+        for (; *next < count; ++*next) {
+                if (apply_range(c, type, &e[*next]) == -EAGAIN)
+                        return false;
+                uint64_t now = now_usec();
+                account_used(c->manager, a, now - before);
+                before = now;
+                if (!account_may_go_on(c->manager, a, now))
+                        return ++*next == count;
         }
-        fault_point(FAULT_ranges_come);
-        if (f->type != MSG_RANGE_ADD)
-                return;
-        core_client_set_vmas(core, c->id, ((const struct msg_range_add *) f->body)->n_vmas);
+        return true;
+}
+
+static void ranges_applied(struct client *c, enum message_type type, uint32_t n_vmas) {
+        struct core *core = c->manager->core;
         struct core_client_counters counters;
+        fault_point(FAULT_ranges_come);
+        if (type != MSG_RANGE_ADD)
+                return;
+        core_client_set_vmas(core, c->id, n_vmas);
         if (core_client_counters(core, c->id, &counters) == 0 && counters.n_ranges > CLIENT_RANGES_MAX)
                 session_close(c->session, LOG_WARNING, "too many ranges");
+}
+
+static void on_ranges(struct client *c, const struct frame *f) {
+        enum message_type type = (enum message_type) f->type;
+        uint32_t next = 0, n_vmas = type == MSG_RANGE_ADD ? ((const struct msg_range_add *) f->body)->n_vmas : 0;
+        if (apply_ranges(c, type, f->elements, f->count, &next)) {
+                ranges_applied(c, type, n_vmas);
+                return;
+        }
+        c->rest = malloc(sizeof(*c->rest) + (f->count - next) * sizeof(*c->rest->elements));
+        if (!c->rest) {
+                session_close(c->session, LOG_WARNING, "out of memory");
+                return;
+        }
+        *c->rest = (struct ranges_rest){ .type = type, .count = f->count - next, .n_vmas = n_vmas };
+        memcpy(c->rest->elements, (const struct range_element *) f->elements + next, c->rest->count * sizeof(*c->rest->elements));
+        TAILQ_INSERT_TAIL(&c->manager->unfinished, c, rest_link);
+        session_pause(c->session, true);
+}
+
+static void go_on(struct client *c) {
+        struct ranges_rest *rest = c->rest;
+        struct manager *m = c->manager;
+        TAILQ_REMOVE(&m->unfinished, c, rest_link);
+        if (!apply_ranges(c, rest->type, rest->elements, rest->count, &rest->next)) {
+                TAILQ_INSERT_TAIL(&m->unfinished, c, rest_link);
+                return;
+        }
+        c->rest = NULL;
+        c->heard_usec = now_usec(); /* what it said meanwhile was not heard for our sake */
+        session_pause(c->session, false);
+        if (!c->session->closing)
+                ranges_applied(c, rest->type, rest->n_vmas);
+        free(rest);
+}
+
+void clients_go_on(struct manager *m) {
+        struct client *last = TAILQ_LAST(&m->unfinished, client_queue), *c;
+        while ((c = TAILQ_FIRST(&m->unfinished))) {
+                bool is_last = c == last;
+                if (turn_is_over(&m->turn, now_usec()))
+                        break;
+                if (account_may_go_on(m, c->session->account, now_usec()))
+                        go_on(c);
+                else {
+                        TAILQ_REMOVE(&m->unfinished, c, rest_link);
+                        TAILQ_INSERT_TAIL(&m->unfinished, c, rest_link);
+                }
+                if (is_last)
+                        break;
+        }
 }
 
 static void on_merge_request(struct client *c, const struct msg_merge_request *body) {
@@ -328,8 +396,9 @@ static void on_stats(struct client *c, const struct msg_agent_stats *body) {
         fault_point(FAULT_stats_come);
         if (body->raw_syscalls && !c->raw) {
                 c->raw = true;
-                log_notice("client pid %d uid %u (%s) changes mappings without libc: left alone from now on",
-                           (int) c->session->peer.pid, c->session->peer.uid, c->comm);
+                account_log(c->manager, c->session->account, LOG_NOTICE,
+                            "client pid %d uid %u (%s) changes mappings without libc: left alone from now on",
+                            (int) c->session->peer.pid, c->session->peer.uid, c->comm);
                 core_client_park(c->manager->core, c->id, true);
                 core_requests_cancel(c->manager->core, c->id, -EOPNOTSUPP);
         }

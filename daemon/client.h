@@ -3,6 +3,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/queue.h>
 
 #include "daemon/core/core.h"
 #include "daemon/bounds.h"
@@ -35,10 +36,17 @@ struct client {
         uint64_t ping_cookie;
         bool parked, raw;
         struct msg_agent_stats stats;
+
+        /* The rest of a frame of ranges for which its turn had no time; in manager.unfinished, its session paused. */
+        struct ranges_rest *rest;
+        TAILQ_ENTRY(client) rest_link;
 };
 
-/* Makes the session's client, or refuses the session. */
-void client_hello(struct session *s, struct channel_message *message);
+/* Makes the session's client, or refuses the session: error (0: let it in) and reason (NULL: strerror) are what the look at the
+ * process found. Takes the process over, which may be NULL with an error. */
+void client_hello(struct session *s, const struct msg_hello *hello, struct process *process, int error, const char *reason);
+/* Goes on with frames that were left over. */
+void clients_go_on(struct manager *m);
 /* A frame of a session that has said HELLO. */
 void client_frame(struct client *c, struct channel_message *message);
 /* Answers what the core still waits for, forgets the client there, lets go of its process. NULL in, NULL out. */

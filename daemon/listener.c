@@ -45,7 +45,7 @@ static bool may_connect(const struct listener *l, int fd) {
 
 static void on_connection(uv_poll_t *handle, int status, int events) {
         struct listener *l = handle->data;
-        for (unsigned i = 0; i < LISTENER_ACCEPTS_PER_TURN; i++) {
+        for (unsigned i = 0; i < LISTENER_ACCEPTS_PER_TURN && !turn_is_over(&l->manager->turn, now_usec()); i++) {
                 int fd = accept4(l->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
                 if (fd >= 0 && !may_connect(l, fd)) {
                         close_fd(fd);
@@ -55,13 +55,13 @@ static void on_connection(uv_poll_t *handle, int status, int events) {
                         fault_point(FAULT_accepted);
                         int r = session_new(l->manager, fd);
                         if (r < 0 && r != -ESRCH)
-                                log_warning_errno(r, "cannot serve a new connection");
+                                account_log(l->manager, NULL, LOG_WARNING, "cannot serve a new connection: %s", strerror(-r));
                         continue;
                 }
                 if (errno == EINTR || errno == ECONNABORTED)
                         continue;
                 if (errno != EAGAIN) {
-                        log_warning_errno(errno, "accept");
+                        account_log(l->manager, NULL, LOG_WARNING, "accept: %s", strerror(errno));
                         /* The connection stays in the queue and would wake us for ever. */
                         (void) uv_poll_stop(&l->poll);
                         l->suspended = true;

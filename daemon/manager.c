@@ -11,6 +11,7 @@
 #include "common/log.h"
 #include "daemon/client.h"
 #include "daemon/bounds.h"
+#include "daemon/door.h"
 #include "daemon/listener.h"
 #include "daemon/notify.h"
 #include "daemon/scanner.h"
@@ -57,8 +58,8 @@ static bool step(struct manager *m, uint64_t now, uint64_t *next) {
 
 /* Hands out work until there is none, or others have waited long enough. Returns when to come back. */
 static uint64_t pump(struct manager *m) {
-        for (unsigned i = 0; i < PUMP_STEPS_PER_TURN; i++) {
-                uint64_t now = now_usec();
+        uint64_t now = now_usec(), end = now + PUMP_USEC;
+        for (unsigned i = 0; i < PUMP_STEPS_PER_TURN && now < end; i++, now = now_usec()) {
                 /* Once a turn in any case: what came in may have left the core something to clear up. */
                 if (i == 0 || now >= m->tick_due_usec)
                         m->tick_due_usec = core_tick(m->core, now);
@@ -80,8 +81,9 @@ static void on_prepare(uv_prepare_t *handle) {
         struct manager *m = handle->data;
         if (m->stopping)
                 return;
+        clients_go_on(m);
         uint64_t next = pump(m), now = now_usec();
-        if (next <= now) {
+        if (next <= now || !TAILQ_EMPTY(&m->unfinished)) {
                 (void) uv_idle_start(&m->idle, on_idle);
                 (void) uv_timer_stop(&m->work_timer);
         } else {
@@ -91,14 +93,7 @@ static void on_prepare(uv_prepare_t *handle) {
                 uv_update_time(&m->loop);
                 (void) uv_timer_start(&m->work_timer, on_work_due, msec, 0);
         }
-        m->longest_turn_usec = MAX(m->longest_turn_usec, m->turn_usec ? now - m->turn_usec : 0);
-}
-
-static void on_check(uv_check_t *handle) {
-        struct manager *m = handle->data;
-        /* libuv polls first and checks afterwards: callbacks of sockets ran in between, and are part of this turn only by
-         * the loop's own time stamp, taken when epoll returned. */
-        m->turn_usec = uv_now(&m->loop) * USEC_PER_MSEC;
+        turn_end(&m->turn, &m->loop);
 }
 
 /* Called by a finished worker through uv_async_send, so on the loop's thread again. */
@@ -108,8 +103,14 @@ static void on_jobs(uv_async_t *handle) {
         while ((job = workers_reap(m->workers))) {
                 if (store_is_job(job))
                         store_job_done(&m->store, job);
+                else if (door_is_job(job))
+                        door_job_done(job);
                 else
                         scanner_job_done(m->scanner, job);
+                if (!m->stopping && turn_is_over(&m->turn, now_usec())) {
+                        (void) uv_async_send(handle); /* for those that are left */
+                        break;
+                }
         }
 }
 
@@ -130,18 +131,49 @@ static void check_private(struct manager *m, uint64_t now) {
         }
 }
 
+/* Threads that hang, and whose fault it is. */
+static void check_lost(struct manager *m, uint64_t now) {
+        struct worker_job *job;
+        while ((job = workers_give_up(m->workers, now, JOB_LOST_USEC))) {
+                if (store_is_job(job)) /* a seal that waits for pins: nobody's fault, it comes back */
+                        continue;
+                if (door_is_job(job))
+                        door_job_lost(job);
+                else
+                        scanner_job_lost(m->scanner, job);
+        }
+        if (workers_n_running(m->workers) == 0 && !m->stopping) {
+                log_error("every worker hangs, %u threads in all: leaving, to be started anew", workers_n_lost(m->workers));
+                m->failed = true;
+                manager_stop(m);
+        }
+}
+
+/* True: a round is over. Ten thousand clients that are all parked at once take longer than a turn may. */
+static bool tick_sessions(struct manager *m, uint64_t now) {
+        while (m->tick_next && !turn_is_over(&m->turn, now_usec())) {
+                struct session *s = m->tick_next;
+                m->tick_next = s->next;
+                session_tick(s, now);
+        }
+        return !m->tick_next;
+}
+
 static void on_liveness(uv_timer_t *handle) {
         struct manager *m = handle->data;
         uint64_t now = now_usec();
-        for (struct session *s = m->sessions, *next; s; s = next) {
-                next = s->next;
-                session_tick(s, now);
+        if (!m->tick_next)
+                m->tick_next = m->sessions;
+        if (!tick_sessions(m, now)) {
+                (void) uv_timer_start(handle, on_liveness, 1, LIVENESS_TICK_USEC / USEC_PER_MSEC);
+                return;
         }
-        scanner_check_lost(m->scanner, now);
+        check_lost(m, now);
         listener_tick(m->listener);
         check_private(m, now);
+        bool has_accounts = account_tick(m, now);
         /* Nobody there, nothing running: sleep until someone comes. */
-        if (!m->config.private_mode && m->n_sessions == 0 && scanner_n_running(m->scanner) == 0)
+        if (!m->config.private_mode && m->n_sessions == 0 && !has_accounts && scanner_n_running(m->scanner) == 0)
                 (void) uv_timer_stop(&m->liveness_timer);
 }
 
@@ -198,26 +230,12 @@ static void on_reload(uv_signal_t *handle, int signum) {
 
 /* -- books ------------------------------------------------------------------------------------------------------------------ */
 
-struct uid_account *manager_account(struct manager *m, uint32_t uid) {
-        struct uid_account *a = idmap_get(&m->accounts, uid);
-        if (a)
-                return a;
-        a = calloc(1, sizeof(*a));
-        if (!a)
-                return NULL;
-        a->uid = uid;
-        if (idmap_put(&m->accounts, uid, a) < 0) {
-                free(a);
-                return NULL;
+void manager_evict(struct manager *m, const struct uid_account *a, const char *reason) {
+        for (struct session *s = m->sessions, *next; s; s = next) {
+                next = s->next;
+                if (s->account == a && s->role == ROLE_AGENT)
+                        session_close(s, LOG_WARNING, reason);
         }
-        return a;
-}
-
-void manager_account_release(struct manager *m, struct uid_account *a) {
-        if (a->n_sessions > 0 || a->n_lost > 0)
-                return;
-        (void) idmap_remove(&m->accounts, a->uid);
-        free(a);
 }
 
 void manager_counters(struct manager *m, struct counters *ret) {
@@ -241,6 +259,9 @@ void manager_counters(struct manager *m, struct counters *ret) {
         int64_t *waits = (int64_t *) ret + COUNTER_wait_le_64_usec;
         for (unsigned i = 0; i < WAIT_BUCKETS; i++)
                 waits[i] = (int64_t) t.waits[i];
+        turn_counters(&m->turn, ret);
+        ret->threads_lost = workers_n_lost(m->workers);
+        ret->log_suppressed = (int64_t) m->n_log_suppressed;
         if (getrusage(RUSAGE_SELF, &usage) == 0)
                 ret->daemon_cpu_usec = (int64_t) ((uint64_t) (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) *
                                                           USEC_PER_SEC +
@@ -275,13 +296,15 @@ static int start_handles(struct manager *m) {
         if (r < 0)
                 return r;
         m->loop_ready = true;
+        r = turn_init(&m->turn, &m->loop);
+        if (r < 0)
+                return r;
         uv_prepare_init(&m->loop, &m->prepare);
-        uv_check_init(&m->loop, &m->check);
         uv_idle_init(&m->loop, &m->idle);
         uv_timer_init(&m->loop, &m->work_timer);
         uv_timer_init(&m->loop, &m->liveness_timer);
         uv_timer_init(&m->loop, &m->watchdog_timer);
-        m->prepare.data = m->check.data = m->idle.data = m->work_timer.data = m->liveness_timer.data =
+        m->prepare.data = m->idle.data = m->work_timer.data = m->liveness_timer.data =
                 m->watchdog_timer.data = m;
         r = uv_async_init(&m->loop, &m->jobs_done, on_jobs);
         if (r < 0)
@@ -303,7 +326,6 @@ static int start_handles(struct manager *m) {
                 signals[i].handle->data = m;
         }
         uv_prepare_start(&m->prepare, on_prepare);
-        uv_check_start(&m->check, on_check);
         uint64_t msec = notify_watchdog_interval_msec();
         if (msec)
                 uv_timer_start(&m->watchdog_timer, on_watchdog, msec, msec);
@@ -344,6 +366,7 @@ int manager_new(const struct config *config, int argc, char **argv, int uffd_dev
         m->argc = argc;
         m->argv = argv;
         m->uffd_device = uffd_device;
+        TAILQ_INIT(&m->unfinished);
         m->started_usec = m->empty_since_usec = now_usec();
         m->max_sessions = raise_fd_limit();
         int r = start_handles(m);
@@ -379,8 +402,11 @@ int manager_run(struct manager *m) {
         notify_ready();
         int r = uv_run(&m->loop, UV_RUN_DEFAULT);
         notify_stopping();
-        log_debug("longest turn of the loop: %llu us", (unsigned long long) m->longest_turn_usec);
-        return r < 0 ? log_errno(r, "event loop") : 0;
+        log_debug("longest turn of the loop: %llu us, %llu us of CPU time", (unsigned long long) m->turn.longest_usec,
+                  (unsigned long long) m->turn.longest_cpu_usec);
+        if (r < 0)
+                log_errno(r, "event loop");
+        return r < 0 ? r : m->failed ? -EIO : 0;
 }
 
 static void close_handle(uv_handle_t *handle, void *userdata) {
@@ -414,9 +440,7 @@ struct manager *manager_free(struct manager *m) {
         store_done(&m->store);
         m->core = core_free(m->core);
         fault_point(FAULT_stop_freed);
-        IDMAP_FOREACH(&m->accounts, e)
-                free(e->value);
-        idmap_clear(&m->accounts);
+        accounts_free(m);
         idmap_clear(&m->clients);
         close_fd(m->uffd_device);
         free(m);

@@ -5,11 +5,13 @@
 #include <uv.h>
 
 #include "common/counters.h"
+#include "daemon/account.h"
 #include "daemon/config.h"
 #include "daemon/core/core.h"
 #include "daemon/idmap.h"
 #include "daemon/request.h"
 #include "daemon/store.h"
+#include "daemon/turn.h"
 #include "proto/channel.h"
 
 struct session;
@@ -21,17 +23,9 @@ struct agent_totals {
         uint64_t cpu_usec, transitions, busy, waits[WAIT_BUCKETS];
 };
 
-/* What one user holds here. Lives while a connection or a lost reader of that user does. */
-struct uid_account {
-        uint32_t uid;
-        unsigned n_sessions;
-        unsigned n_lost; /* reader threads that hang on memory of this user's processes */
-};
-
 struct manager {
         uv_loop_t loop;
         uv_prepare_t prepare;   /* before the loop sleeps: hand out work */
-        uv_check_t check;       /* after it woke: start of a turn */
         uv_async_t jobs_done;   /* workers: there is something to reap */
         uv_idle_t idle;         /* active: there is more work, do not sleep */
         uv_timer_t work_timer;  /* when the core next has work */
@@ -51,6 +45,8 @@ struct manager {
         struct requests requests;
 
         struct session *sessions; /* all, newest first */
+        struct session *tick_next; /* whom the liveness tick comes to next; NULL: between two rounds */
+        TAILQ_HEAD(client_queue, client) unfinished; /* clients with the rest of a frame */
         unsigned n_sessions, n_clients, max_sessions;
         struct idmap clients; /* core's client id -> struct client */
         struct idmap accounts;
@@ -60,10 +56,13 @@ struct manager {
         struct agent_totals gone;
         struct channel_message message; /* the one being received */
 
-        uint64_t started_usec, turn_usec, longest_turn_usec, tick_due_usec;
+        struct turn turn;
+        struct log_limit log;
+        uint64_t n_log_suppressed;
+        uint64_t started_usec, tick_due_usec;
         uint64_t empty_since_usec; /* no connection since then; 0 = there is one */
         bool had_session, loop_ready;
-        bool stopping;
+        bool stopping, failed;
 };
 
 /* config is copied; argv must live on. 0 or -errno, logged. */
@@ -75,8 +74,8 @@ struct manager *manager_free(struct manager *m);
 /* Ends the loop in an orderly way: everybody is disconnected and keeps what it has. */
 void manager_stop(struct manager *m);
 
-struct uid_account *manager_account(struct manager *m, uint32_t uid); /* finds or creates; NULL = no memory */
-void manager_account_release(struct manager *m, struct uid_account *a);
+/* Ends the connections of all agents of a user. */
+void manager_evict(struct manager *m, const struct uid_account *a, const char *reason);
 /* Starts the liveness timer if it rests. */
 void manager_watch(struct manager *m);
 /* Counters of the core and of the shell. */

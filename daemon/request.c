@@ -6,6 +6,7 @@
 #include "common/cleanup.h"
 #include "daemon/client.h"
 #include "daemon/control.h"
+#include "daemon/session.h"
 
 int request_new(struct requests *r, struct session *session, struct request **ret) {
         struct request *q = calloc(1, sizeof(*q));
@@ -23,15 +24,27 @@ int request_new(struct requests *r, struct session *session, struct request **re
                 return k;
         }
         q->session = session;
+        q->session_next = session->requests;
+        session->requests = q;
         q->n_waiting = 1;
         *ret = q;
         return 0;
+}
+
+/* A session has CLIENT_MERGES_MAX at most. */
+static void unlink_session(struct request *q) {
+        struct request **p = &q->session->requests;
+        while (*p != q)
+                p = &(*p)->session_next;
+        *p = q->session_next;
 }
 
 static void release(struct requests *r, struct request *q) {
         if (--q->n_waiting > 0)
                 return;
         (void) idmap_remove(&r->by_cookie, q->cookie);
+        if (q->session)
+                unlink_session(q);
         /* One of several clients that left meanwhile is no failure of the whole. */
         int error = q->n_succeeded > 0 ? 0 : -q->error;
         if (q->session && q->from_agent)
@@ -58,12 +71,9 @@ void request_armed(struct requests *r, struct request *q) {
         release(r, q);
 }
 
-void requests_forget_session(struct requests *r, const struct session *s) {
-        IDMAP_FOREACH(&r->by_cookie, e) {
-                struct request *q = e->value;
-                if (q->session == s)
-                        q->session = NULL;
-        }
+void requests_forget_session(struct session *s) {
+        for (; s->requests; s->requests = s->requests->session_next)
+                s->requests->session = NULL;
 }
 
 void requests_done(struct requests *r) {

@@ -12,6 +12,7 @@ struct session;
 struct request {
         uint32_t cookie;          /* the core's; never 0 */
         struct session *session;  /* NULL: whoever asked has left */
+        struct request *session_next;
         uint64_t agent_cookie;
         bool from_agent;
         unsigned n_waiting;       /* clients whose end has not come, and one while it is being set up */
@@ -31,5 +32,5 @@ void request_event(struct requests *r, const struct core_event *e);
 /* The set-up is over: no further clients will be added. */
 void request_armed(struct requests *r, struct request *q);
 /* The session goes: its requests run on, unanswered. */
-void requests_forget_session(struct requests *r, const struct session *s);
+void requests_forget_session(struct session *s);
 void requests_done(struct requests *r);

@@ -217,10 +217,12 @@ static int job_hold(struct scanner *s, struct job *j) {
         (void) store_domain_ref(&s->manager->store, c->domain->id, &j->domain); /* exists: cannot fail */
         j->process = process_ref(c->process);
         j->account = c->session->account;
+        j->account->n_jobs++;
         return 0;
 }
 
 static void job_release(struct scanner *s, struct job *j) {
+        j->account->n_jobs--;
         process_unref(j->process);
         store_domain_unref(j->domain);
         if (j->segment)
@@ -311,9 +313,8 @@ bool scanner_dispatch(struct scanner *s, uint64_t now, uint64_t *ret_next_usec) 
 void scanner_job_done(struct scanner *s, struct worker_job *base) {
         struct job *j = (struct job *) base;
         if (base->given_up) {
-                log_notice("a reader of uid %u's memory came back", j->account->uid);
+                account_log(s->manager, j->account, LOG_NOTICE, "a reader of uid %u's memory came back", j->account->uid);
                 j->account->n_lost--;
-                manager_account_release(s->manager, j->account);
         } else {
                 s->n_running--;
                 answer(s, j, base->cancelled, now_usec());
@@ -321,19 +322,13 @@ void scanner_job_done(struct scanner *s, struct worker_job *base) {
         job_release(s, j);
 }
 
-void scanner_check_lost(struct scanner *s, uint64_t now) {
-        struct worker_job *base;
-        while ((base = workers_give_up(s->manager->workers, now, JOB_LOST_USEC))) {
-                struct job *j = (struct job *) base;
-                if (store_is_job(base)) /* a seal that waits for pins: nobody's fault, it comes back */
-                        continue;
-                s->n_running--;
-                struct client *c = client_find(s->manager, j->client);
-                j->account->n_lost++;
-                answer(s, j, true, now);
-                if (c && c->process == j->process)
-                        session_close(c->session, LOG_WARNING, "a reader hangs on its memory");
-        }
+/* All of the user's clients go: each might take further threads with it. */
+void scanner_job_lost(struct scanner *s, struct worker_job *base) {
+        struct job *j = (struct job *) base;
+        s->n_running--;
+        j->account->n_lost++;
+        answer(s, j, true, now_usec());
+        manager_evict(s->manager, j->account, "a reader hangs on memory of this user's processes");
 }
 
 unsigned scanner_n_running(const struct scanner *s) {

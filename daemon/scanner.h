@@ -2,7 +2,7 @@
  *
  * The core decides whose turn it is and bounds what is in flight per domain; here are the number of jobs, the CPU
  * governor (max_cpu_permille: a token bucket fed by time and drained by the workers' CPU clocks), and the watch over jobs
- * that hang: such a job is answered as failed, its client evicted and its user refused until the thread comes back. */
+ * that hang: such a job is answered as failed, its user's clients are evicted and refused until the thread comes back. */
 #pragma once
 
 #include <stdbool.h>
@@ -24,6 +24,7 @@ struct scanner *scanner_free(struct scanner *s);
 bool scanner_dispatch(struct scanner *s, uint64_t now, uint64_t *ret_next_usec);
 /* Takes back a finished job of ours. */
 void scanner_job_done(struct scanner *s, struct worker_job *job);
-void scanner_check_lost(struct scanner *s, uint64_t now);
+/* A job of ours hangs: it was given up. */
+void scanner_job_lost(struct scanner *s, struct worker_job *job);
 /* Jobs handed out and not back yet, given up ones included. */
 unsigned scanner_n_running(const struct scanner *s);

@@ -12,6 +12,7 @@
 #include "daemon/client.h"
 #include "daemon/control.h"
 #include "daemon/bounds.h"
+#include "daemon/door.h"
 
 struct packet {
         struct packet *next;
@@ -24,14 +25,13 @@ static void on_poll(uv_poll_t *handle, int status, int events);
 
 /* -- output --------------------------------------------------------------------------------------------------------- */
 
-/* Polls for what makes sense now. */
-static void update_poll(struct session *s) {
+void session_update(struct session *s) {
         if (s->closing)
                 return;
         /* DISCONNECT is always in: a paused session must still be seen to leave. */
         int events = UV_DISCONNECT;
         /* An administrator who does not read his replies stops asking; an agent's answers are what makes room. */
-        if (!s->paused && (!s->queue_head || s->role == ROLE_AGENT))
+        if (!s->paused && !s->at_door && (!s->queue_head || s->role == ROLE_AGENT))
                 events |= UV_READABLE;
         if (s->queue_head && !s->stalled)
                 events |= UV_WRITABLE;
@@ -66,7 +66,7 @@ static int transmit(struct session *s, const void *packet, size_t size, int fd) 
 }
 
 static void flush(struct session *s) {
-        while (s->queue_head && !s->closing) {
+        while (s->queue_head && !s->closing && account_may_go_on(s->manager, s->account, now_usec())) {
                 struct packet *p = s->queue_head;
                 if (transmit(s, p->bytes, p->size, p->fd) < 0)
                         break;
@@ -77,7 +77,7 @@ static void flush(struct session *s) {
                 free_packet(p);
                 fault_point(FAULT_session_flushed);
         }
-        update_poll(s);
+        session_update(s);
 }
 
 int session_send(struct session *s, enum message_type type, const void *body, const void *elements, uint32_t count,
@@ -111,13 +111,13 @@ int session_send(struct session *s, enum message_type type, const void *body, co
         s->queue_tail = &p->next;
         s->queue_bytes += size;
         fault_point(FAULT_session_queued);
-        update_poll(s);
+        session_update(s);
         return s->closing ? -ENOTCONN : 0;
 }
 
 void session_pause(struct session *s, bool paused) {
         s->paused = paused;
-        update_poll(s);
+        session_update(s);
 }
 
 /* -- end ------------------------------------------------------------------------------------------------------------ */
@@ -134,7 +134,7 @@ void session_close(struct session *s, int level, const char *reason) {
                 return;
         s->closing = true;
         if (reason)
-                log_line(level, "client pid %d uid %u disconnected: %s", (int) s->peer.pid, s->peer.uid, reason);
+                account_log(m, s->account, level, "client pid %d uid %u disconnected: %s", (int) s->peer.pid, s->peer.uid, reason);
         else
                 log_debug("client pid %d uid %u left", (int) s->peer.pid, s->peer.uid);
         if (s->prev)
@@ -143,11 +143,13 @@ void session_close(struct session *s, int level, const char *reason) {
                 m->sessions = s->next;
         if (s->next)
                 s->next->prev = s->prev;
+        if (m->tick_next == s)
+                m->tick_next = s->next;
         if (--m->n_sessions == 0)
                 m->empty_since_usec = now_usec();
+        door_leave(s);
         s->account->n_sessions--;
-        manager_account_release(m, s->account);
-        requests_forget_session(&m->requests, s);
+        requests_forget_session(s);
         fault_point(FAULT_session_left);
         s->client = client_free(s->client);
         fault_point(FAULT_client_freed);
@@ -181,10 +183,7 @@ static void dispatch(struct session *s, struct channel_message *message) {
                 client_frame(s->client, message);
         else if (s->role == ROLE_ADMIN)
                 control_frame(s, &message->frame);
-        else if (type == MSG_HELLO) {
-                s->role = ROLE_AGENT;
-                client_hello(s, message);
-        } else if (type == MSG_ADMIN_HELLO) {
+        else if (type == MSG_ADMIN_HELLO) {
                 s->role = ROLE_ADMIN;
                 control_hello(s);
         } else {
@@ -205,30 +204,46 @@ static void on_violation(struct session *s, enum codec_error error) {
         session_close(s, LOG_WARNING, text);
 }
 
-static void receive(struct session *s) {
-        struct channel_message *message = &s->manager->message;
-        unsigned n = 0;
-        while (!s->closing && !s->paused && n++ < SESSION_FRAMES_PER_TURN) {
-                enum codec_error error = CODEC_OK;
-                int r = channel_receive(s->fd, s->role ? s->role : ROLE_AGENT | ROLE_ADMIN, message, &error);
-                if (r == -EAGAIN)
-                        break;
-                if (r == 1) {
-                        dispatch(s, message);
-                        channel_message_done(message);
-                } else if (r == 0 || r == -ECONNRESET)
-                        session_close(s, LOG_DEBUG, NULL);
-                else if (r == -EPROTO)
-                        on_violation(s, error);
-                else
-                        session_close(s, LOG_WARNING, r == -EMFILE ? "out of file descriptors" : strerror(-r));
-        }
+void session_bad_frame(struct session *s, int r, enum codec_error error) {
+        if (r == 0 || r == -ECONNRESET)
+                session_close(s, LOG_DEBUG, NULL);
+        else if (r == -EPROTO)
+                on_violation(s, error);
+        else
+                session_close(s, LOG_WARNING, r == -EMFILE ? "out of file descriptors" : strerror(-r));
 }
 
-static void on_poll(uv_poll_t *handle, int status, int events) {
-        struct session *s = handle->data;
-        if (s->closing)
-                return;
+/* One frame. False: there is none. */
+static bool receive_frame(struct session *s) {
+        struct channel_message *message = &s->manager->message;
+        enum codec_error error = CODEC_OK;
+        if (s->role == 0) {
+                int type = channel_peek_type(s->fd);
+                if (type == -EAGAIN)
+                        return false;
+                if (type == MSG_HELLO) {
+                        door_knock(s);
+                        return true;
+                }
+        }
+        int r = channel_receive_fds(s->fd, s->role ? s->role : ROLE_AGENT | ROLE_ADMIN, message, &error, CHANNEL_FDS_NONE);
+        if (r == -EAGAIN)
+                return false;
+        if (r == 1)
+                dispatch(s, message);
+        else
+                session_bad_frame(s, r, error);
+        return true;
+}
+
+static void receive(struct session *s) {
+        struct manager *m = s->manager;
+        for (unsigned n = 0; n < SESSION_FRAMES_PER_TURN && !s->closing && !s->paused && !s->at_door; n++)
+                if (!account_may_go_on(m, s->account, now_usec()) || !receive_frame(s))
+                        break;
+}
+
+static void serve(struct session *s, int status, int events) {
         if (status < 0) { /* EPOLLERR: it left without reading what was on its way */
                 session_close(s, LOG_DEBUG, NULL);
                 return;
@@ -240,6 +255,18 @@ static void on_poll(uv_poll_t *handle, int status, int events) {
         /* What it sent before it left was read above while it was readable; a paused session has nothing to say. */
         if (!s->closing && (events & UV_DISCONNECT) && (s->paused || !(events & UV_READABLE)))
                 session_close(s, LOG_DEBUG, NULL);
+}
+
+/* What this turn has no time for is still there in the next one, and epoll says so again. */
+static void on_poll(uv_poll_t *handle, int status, int events) {
+        struct session *s = handle->data;
+        struct manager *m = s->manager;
+        struct uid_account *a = s->account;
+        uint64_t began = now_usec();
+        if (s->closing || !account_may_go_on(m, a, began))
+                return;
+        serve(s, status, events);
+        account_used(m, a, now_usec() - began);
 }
 
 /* -- life ------------------------------------------------------------------------------------------------------------ */
@@ -270,14 +297,12 @@ int session_new(struct manager *m, int fd) {
         s->serial = ++m->next_serial;
         int r = peer_get(fd, &s->peer);
         if (r == 0) {
-                s->account = manager_account(m, s->peer.uid);
+                s->account = account_get(m, s->peer.uid);
                 r = s->account ? 0 : -ENOMEM;
         }
         if (r == 0)
                 r = uv_poll_init(&m->loop, &s->poll, fd);
         if (r < 0) {
-                if (s->account)
-                        manager_account_release(m, s->account);
                 free_early(s);
                 return r;
         }
@@ -296,12 +321,12 @@ int session_new(struct manager *m, int fd) {
         if (refusal)
                 session_refuse(s, EUSERS, refusal);
         else
-                update_poll(s);
+                session_update(s);
         return 0;
 }
 
 void session_tick(struct session *s, uint64_t now) {
-        if (s->role == 0 && now > s->accepted_usec + SESSION_HELLO_USEC) {
+        if (s->role == 0 && !s->at_door && now > s->accepted_usec + SESSION_HELLO_USEC) {
                 session_close(s, LOG_WARNING, "said nothing");
                 return;
         }

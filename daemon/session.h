@@ -8,6 +8,7 @@
  * they return to the loop, and must look at `closing`. */
 #pragma once
 
+#include <sys/queue.h>
 #include <uv.h>
 
 #include "daemon/manager.h"
@@ -15,6 +16,8 @@
 #include "proto/channel.h"
 
 struct client;
+struct door_job;
+struct request;
 
 struct session {
         struct manager *manager;
@@ -30,7 +33,11 @@ struct session {
         struct client *client; /* agents only */
         struct packet *queue_head, **queue_tail;
         size_t queue_bytes;
-        bool paused;  /* a reply is due: nothing is read until then */
+        struct request *requests; /* that will be answered here */
+        struct door_job *door_job; /* its descriptors are looked at */
+        TAILQ_ENTRY(session) door_link;
+        bool at_door; /* waits until the user's door is free */
+        bool paused;  /* a reply is due, or work of it is left over: nothing is read until then */
         bool stalled; /* the kernel took no more fds: tried again by the liveness tick */
         bool closing;
 };
@@ -42,6 +49,10 @@ int session_send(struct session *s, enum message_type type, const void *body, co
                  int fd);
 /* Stops reading until resumed: replies come in order, and a reader that does not read stops asking. */
 void session_pause(struct session *s, bool paused);
+/* Polls for what makes sense now: after a change of what that is. */
+void session_update(struct session *s);
+/* channel_receive returned something other than a frame. */
+void session_bad_frame(struct session *s, int r, enum codec_error error);
 
 /* Ends the connection. reason: for the log at the given level, with pid and uid; NULL = the peer left by itself. */
 void session_close(struct session *s, int level, const char *reason);

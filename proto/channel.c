@@ -102,18 +102,24 @@ static void collect_fds(struct channel_message *m, struct msghdr *message) {
         }
 }
 
-int channel_receive(int fd, unsigned sender, struct channel_message *m, enum codec_error *ret_error) {
+/* What arrived with a frame that will not be handed out. */
+static void drop_fds(struct channel_message *m, enum channel_fds fds) {
+        if (fds != CHANNEL_FDS_ALWAYS_MINE)
+                channel_message_done(m);
+}
+
+int channel_receive_fds(int fd, unsigned sender, struct channel_message *m, enum codec_error *ret_error,
+                        enum channel_fds fds) {
         union control_buffer control;
         struct iovec part = { m->packet, sizeof(m->packet) };
-        struct msghdr message = {
-                .msg_iov = &part,
-                .msg_iovlen = 1,
-                .msg_control = &control,
-                .msg_controllen = sizeof(control),
-        };
+        struct msghdr message = { .msg_iov = &part, .msg_iovlen = 1 };
         enum codec_error e;
         ssize_t n;
 
+        if (fds != CHANNEL_FDS_NONE) {
+                message.msg_control = &control;
+                message.msg_controllen = sizeof(control);
+        }
         m->n_fds = 0;
         do
                 n = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
@@ -123,8 +129,8 @@ int channel_receive(int fd, unsigned sender, struct channel_message *m, enum cod
         collect_fds(m, &message);
 
         /* Fewer than fit and yet cut off: the kernel found no free number in our fd table. */
-        if ((message.msg_flags & MSG_CTRUNC) && m->n_fds < FRAME_MAX_FDS) {
-                channel_message_done(m);
+        if ((message.msg_flags & MSG_CTRUNC) && m->n_fds < FRAME_MAX_FDS && fds != CHANNEL_FDS_NONE) {
+                drop_fds(m, fds);
                 return -EMFILE;
         }
         if (n == 0 && m->n_fds == 0)
@@ -136,11 +142,27 @@ int channel_receive(int fd, unsigned sender, struct channel_message *m, enum cod
         else
                 e = frame_decode(m->packet, (size_t) n, m->n_fds, sender, &m->frame);
         if (e != CODEC_OK) {
-                channel_message_done(m);
+                drop_fds(m, fds);
                 *ret_error = e;
                 return -EPROTO;
         }
         return 1;
+}
+
+int channel_receive(int fd, unsigned sender, struct channel_message *m, enum codec_error *ret_error) {
+        return channel_receive_fds(fd, sender, m, ret_error, CHANNEL_FDS_WITH_FRAME);
+}
+
+int channel_peek_type(int fd) {
+        struct frame_header header;
+        ssize_t n;
+
+        do
+                n = recv(fd, &header, sizeof(header), MSG_PEEK);
+        while (n < 0 && errno == EINTR);
+        if (n < 0)
+                return -errno;
+        return n == (ssize_t) sizeof(header) ? header.type : 0;
 }
 
 int channel_take_fd(struct channel_message *m, unsigned i) {

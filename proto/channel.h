@@ -33,6 +33,17 @@ int channel_send_packet(int fd, const void *packet, size_t size, const int *fds,
  * to release. The socket must have none of SO_PASSCRED, SO_PASSPIDFD, SO_PASSSEC set: fds have all the
  * control space. */
 int channel_receive(int fd, unsigned sender, struct channel_message *m, enum codec_error *ret_error);
+/* The same for who must not let a peer choose which descriptors he closes: closing one of a file system whose server does not answer
+ * can wait for ever. */
+enum channel_fds {
+        CHANNEL_FDS_WITH_FRAME, /* as above */
+        CHANNEL_FDS_NONE,       /* none is received: the kernel drops them, and their frame is a violation */
+        CHANNEL_FDS_ALWAYS_MINE, /* whatever is returned, those in fds[0..n_fds) are the caller's */
+};
+int channel_receive_fds(int fd, unsigned sender, struct channel_message *m, enum codec_error *ret_error,
+                        enum channel_fds fds);
+/* Type of the frame that would be received next, 0 = not even a header; -errno as above. It stays where it is. */
+int channel_peek_type(int fd);
 /* Hands out fd i (-EBADF when there is none or it was taken). */
 int channel_take_fd(struct channel_message *m, unsigned i);
 void channel_message_done(struct channel_message *m);

@@ -7,8 +7,11 @@
 
 #include "common/uapi.h"
 
-/* Reports runs of pages in [page, page + n_pages), ascending, at most max_regions of them, and in *ret_end_page the first
- * page not looked at: call again from there. Holes cost nothing.
+/* One call reports so many pages: few runs may be of terabytes, and the caller keeps books about each page. */
+#define PAGEMAP_PAGES_MAX 65536
+
+/* Reports runs of pages in [page, page + n_pages), ascending, at most max_regions of them with PAGEMAP_PAGES_MAX pages, and in
+ * *ret_end_page the first page not looked at: call again from there. Holes cost nothing, nor do addresses that no process has.
  *  written = true:  pages written since the last such call, which are write-protected again
  *  written = false: all present pages; nothing is changed
  * Both look only at memory registered for asynchronous write tracking.

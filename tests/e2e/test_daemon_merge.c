@@ -403,7 +403,7 @@ static void test_memory_that_hangs_readers(void **state) {
 
         /* The daemon goes on: the administrator is answered, another client of another domain would be too. */
         unsigned waited = 0;
-        while (!daemon_log_lines(&the_daemon, "a reader hangs on its memory")) {
+        while (!daemon_log_lines(&the_daemon, "a reader hangs on memory of this user")) {
                 (void) now_counters();
                 while (fake_agent_step_unless_closed(&a, 5))
                         ;

@@ -121,7 +121,7 @@ static const struct broken_frame broken_frames[] = {
         { FRESH, MSG_RANGE_ADD, 1, 0, 0, -1, 0, 0, "RANGE_ADD before the first HELLO" },
         { FRESH, MSG_STATS_REQUEST, 0, 0, 0, -1, 0, 0, "STATS_REQUEST before the first HELLO" },
         { FRESH, MSG_WELCOME, 0, 1, 0, -1, 0, 0, "protocol violation" },
-        { AGENT, MSG_HELLO, 0, 2, 0, -1, 0, 0, "a second HELLO" },
+        { AGENT, MSG_HELLO, 0, 2, 0, -1, 0, 0, "protocol violation" }, /* its descriptors are not even received */
         { AGENT, MSG_STATS_REQUEST, 0, 0, 0, -1, 0, 0, "protocol violation" },
         { AGENT, MSG_ADMIN_HELLO, 0, 0, 0, -1, 0, 0, "protocol violation" },
         { AGENT, MSG_APPLIED, 0, 0, 0, -1, 0, 0, "APPLIED for a transition that was not asked for" },
