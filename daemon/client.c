@@ -128,7 +128,7 @@ void client_apply(struct manager *m, const struct core_apply *apply, uint64_t no
         struct client *c = client_find(m, apply->client);
         int r = c ? try_apply(c, apply, now) : -ESRCH;
         if (r < 0)
-                core_apply_done(m->core, apply->op, now, nothing_done, r);
+                (void) core_apply_done(m->core, apply->op, now, nothing_done, r);
 }
 
 void client_merge_done(struct session *s, uint64_t agent_cookie, uint64_t saved_bytes, int error) {
@@ -224,7 +224,7 @@ struct client *client_free(struct client *c) {
         struct manager *m = c->manager;
         uint64_t now = now_usec();
         for (unsigned i = 0; i < c->n_applies; i++)
-                core_apply_done(m->core, c->applies[i].op, now, nothing_done, -ESRCH);
+                (void) core_apply_done(m->core, c->applies[i].op, now, nothing_done, -ESRCH);
         core_client_gone(m->core, c->id);
         (void) idmap_remove(&m->clients, c->id);
         m->n_clients--;
@@ -242,11 +242,26 @@ struct client *client_free(struct client *c) {
 
 /* -- frames ---------------------------------------------------------------------------------------------------------- */
 
-struct ranges_rest {
+struct frame_rest {
         enum message_type type;
-        uint32_t next, count, n_vmas;
+        struct msg_applied applied;     /* APPLIED */
+        uint32_t next, count, n_vmas;   /* frames of ranges */
         struct range_element elements[];
 };
+
+/* The session waits until all of the frame is done. */
+static void keep_rest(struct client *c, const struct frame_rest *rest, const struct range_element *elements) {
+        c->rest = malloc(sizeof(*rest) + rest->count * sizeof(*elements));
+        if (!c->rest) {
+                session_close(c->session, LOG_WARNING, "out of memory");
+                return;
+        }
+        *c->rest = *rest;
+        if (rest->count > 0)
+                memcpy(c->rest->elements, elements, rest->count * sizeof(*elements));
+        TAILQ_INSERT_TAIL(&c->manager->unfinished, c, rest_link);
+        session_pause(c->session, true);
+}
 
 /* One element. -EAGAIN: not now. */
 static int apply_range(struct client *c, enum message_type type, const struct range_element *e) {
@@ -297,29 +312,55 @@ static void on_ranges(struct client *c, const struct frame *f) {
                 ranges_applied(c, type, n_vmas);
                 return;
         }
-        c->rest = malloc(sizeof(*c->rest) + (f->count - next) * sizeof(*c->rest->elements));
-        if (!c->rest) {
-                session_close(c->session, LOG_WARNING, "out of memory");
-                return;
-        }
-        *c->rest = (struct ranges_rest){ .type = type, .count = f->count - next, .n_vmas = n_vmas };
-        memcpy(c->rest->elements, (const struct range_element *) f->elements + next, c->rest->count * sizeof(*c->rest->elements));
-        TAILQ_INSERT_TAIL(&c->manager->unfinished, c, rest_link);
-        session_pause(c->session, true);
+        const struct frame_rest rest = { .type = type, .count = f->count - next, .n_vmas = n_vmas };
+        keep_rest(c, &rest, (const struct range_element *) f->elements + next);
+}
+
+/* Or n_applies. */
+static unsigned find_apply(const struct client *c, uint64_t op) {
+        unsigned i = 0;
+        while (i < c->n_applies && c->applies[i].op != op)
+                i++;
+        return i;
+}
+
+/* One that was asked for. False: not now. */
+static bool applied(struct client *c, const struct msg_applied *body) {
+        fault_point(FAULT_applied_come);
+        if (core_apply_done(c->manager->core, body->op, now_usec(), body->status, 0) == -EAGAIN)
+                return false;
+        c->applies[find_apply(c, body->op)] = c->applies[c->n_applies - 1];
+        c->n_applies--;
+        fault_point(FAULT_applied_known);
+        return true;
+}
+
+static void on_applied(struct client *c, const struct msg_applied *body) {
+        if (find_apply(c, body->op) == c->n_applies)
+                violation(c, "APPLIED for a transition that was not asked for");
+        else if (!applied(c, body))
+                keep_rest(c, &(struct frame_rest){ .type = MSG_APPLIED, .applied = *body }, NULL);
+}
+
+static bool rest_done(struct client *c, struct frame_rest *rest) {
+        if (rest->type == MSG_APPLIED)
+                return applied(c, &rest->applied);
+        return apply_ranges(c, rest->type, rest->elements, rest->count, &rest->next);
 }
 
 static void go_on(struct client *c) {
-        struct ranges_rest *rest = c->rest;
+        struct frame_rest *rest = c->rest;
+        struct session *s = c->session;
         struct manager *m = c->manager;
         TAILQ_REMOVE(&m->unfinished, c, rest_link);
-        if (!apply_ranges(c, rest->type, rest->elements, rest->count, &rest->next)) {
+        if (!rest_done(c, rest)) {
                 TAILQ_INSERT_TAIL(&m->unfinished, c, rest_link);
                 return;
         }
         c->rest = NULL;
         c->heard_usec = now_usec(); /* what it said meanwhile was not heard for our sake */
-        session_pause(c->session, false);
-        if (!c->session->closing)
+        session_pause(s, false);
+        if (!s->closing && rest->type != MSG_APPLIED)
                 ranges_applied(c, rest->type, rest->n_vmas);
         free(rest);
 }
@@ -368,18 +409,6 @@ static void on_merge_request(struct client *c, const struct msg_merge_request *b
                 q->n_waiting++;
         fault_point(FAULT_merge_asked);
         request_armed(&m->requests, q);
-}
-
-static void on_applied(struct client *c, const struct msg_applied *body) {
-        for (unsigned i = 0; i < c->n_applies; i++)
-                if (c->applies[i].op == body->op) {
-                        c->applies[i] = c->applies[--c->n_applies];
-                        fault_point(FAULT_applied_come);
-                        core_apply_done(c->manager->core, body->op, now_usec(), body->status, 0);
-                        fault_point(FAULT_applied_known);
-                        return;
-                }
-        violation(c, "APPLIED for a transition that was not asked for");
 }
 
 static void on_stats(struct client *c, const struct msg_agent_stats *body) {
@@ -454,6 +483,8 @@ bool client_is_fresh(struct client *c, uint64_t now) {
 }
 
 void client_tick(struct client *c, uint64_t now) {
+        if (c->rest) /* it is us who owe something */
+                return;
         uint64_t owed_since = c->ping_usec ? c->ping_usec : UINT64_MAX;
         for (unsigned i = 0; i < c->n_applies; i++)
                 owed_since = MIN(owed_since, c->applies[i].sent_usec);

@@ -37,8 +37,8 @@ struct client {
         bool parked, raw;
         struct msg_agent_stats stats;
 
-        /* The rest of a frame of ranges for which its turn had no time; in manager.unfinished, its session paused. */
-        struct ranges_rest *rest;
+        /* What is left of a frame for which its turn had no time, or the core not yet; in manager.unfinished, its session paused. */
+        struct frame_rest *rest;
         TAILQ_ENTRY(client) rest_link;
 };
 

@@ -466,7 +466,11 @@ static void block_answered(struct answer *a) {
                 job_add(c, a->cl);
 }
 
-void core_apply_done(struct core *c, uint64_t id, uint64_t now_usec, const uint8_t status[64], int error) {
+static bool is_being_forgotten(const struct client *cl, const struct block *b) {
+        return client_is_forgetting(cl, b->number << BLOCK_SHIFT, (b->number + 1) << BLOCK_SHIFT);
+}
+
+int core_apply_done(struct core *c, uint64_t id, uint64_t now_usec, const uint8_t status[64], int error) {
         struct op *op = op_get(c, id, OP_APPLY);
         struct client *cl = op ? op_client(c, op) : NULL;
         struct answer a = { .c = c, .cl = cl, .now_usec = now_usec };
@@ -475,10 +479,11 @@ void core_apply_done(struct core *c, uint64_t id, uint64_t now_usec, const uint8
         if (!cl) {
                 if (op)
                         op_free(c, op);
-                return;
+                return 0;
         }
         a.block = op->apply.block;
-        client_forget_all(c, cl, block_at(c, a.block)->number);
+        if (error == 0 && is_being_forgotten(cl, block_at(c, a.block)))
+                return -EAGAIN;
         cl->n_applies--;
         cl->vmas_pending -= op->apply.n_vmas;
         for (uint64_t m = op->apply.mask; m; m &= m - 1) {
@@ -502,4 +507,5 @@ void core_apply_done(struct core *c, uint64_t id, uint64_t now_usec, const uint8
                 end_of_restore(&a, is_again, op->is_request);
         op_free(c, op);
         block_answered(&a);
+        return 0;
 }

@@ -167,14 +167,6 @@ bool client_is_forgetting(const struct client *cl, uint64_t page, uint64_t end) 
         return false;
 }
 
-/* An answer about the block must not be forgotten with what came before it. */
-void client_forget_all(struct core *c, struct client *cl, uint64_t number) {
-        unsigned budget = UINT32_MAX;
-
-        if (client_is_forgetting(cl, number << BLOCK_SHIFT, (number + 1) << BLOCK_SHIFT))
-                client_forget_step(c, cl, &budget);
-}
-
 /* NULL: too many are under way. */
 static struct walk *forget_slot(struct client *cl) {
         for (unsigned k = 0; k < FORGETS_MAX; k++)

@@ -170,8 +170,10 @@ struct core_apply {
 /* At most `window` applies of one client are in flight (the shell passes what its socket takes). */
 bool core_next_apply(struct core *c, uint64_t now_usec, uint32_t window, struct core_apply *ret,
                      uint64_t *ret_next_usec);
-/* status[page & 63], enum core_apply_status. error < 0: the request never reached the agent. */
-void core_apply_done(struct core *c, uint64_t op, uint64_t now_usec, const uint8_t status[64], int error);
+/* status[page & 63], enum core_apply_status. error < 0: the request never reached the agent. 0, or -EAGAIN: its block is still being
+ * forgotten, and the answer must not be forgotten with what came before it; nothing was done, answer again after core_tick. An
+ * answer with an error is never refused. */
+int core_apply_done(struct core *c, uint64_t op, uint64_t now_usec, const uint8_t status[64], int error);
 
 /* -- requests with an end ------------------------------------------------------------------------------------ */
 

@@ -351,7 +351,6 @@ void domain_free_if_unused(struct core *c, uint32_t index);
 /* client.c */
 struct client *client_get(const struct core *c, uint32_t id); /* NULL: unknown or gone */
 void client_forget_step(struct core *c, struct client *cl, unsigned *budget);
-void client_forget_all(struct core *c, struct client *cl, uint64_t number); /* if it concerns this block */
 bool client_is_forgetting(const struct client *cl, uint64_t page, uint64_t end);
 void job_add(struct core *c, struct client *cl);
 

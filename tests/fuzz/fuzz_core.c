@@ -281,7 +281,8 @@ static void answer_apply(struct fuzz *f, const struct core_apply *a, bool is_tru
                         status[page & 63] = (uint8_t) (is_true ? apply_true(f, a, &a->extents[k], page) : value % 10);
                         value = (uint8_t) (value + step);
                 }
-        core_apply_done(f->core, a->op, f->now_usec, status, step == 255 ? -ECONNRESET : 0);
+        while (core_apply_done(f->core, a->op, f->now_usec, status, step == 255 ? -ECONNRESET : 0) == -EAGAIN)
+                (void) core_tick(f->core, f->now_usec);
 }
 
 static void answer(struct fuzz *f, unsigned i, bool is_true) {
@@ -537,7 +538,7 @@ static void step(struct fuzz *f) {
                 uint8_t status[64];
 
                 memset(status, who, sizeof(status));
-                core_apply_done(f->core, f->n_pending ? f->pending[0].scan.op ^ who : who, f->now_usec, status, 0);
+                (void) core_apply_done(f->core, f->n_pending ? f->pending[0].scan.op ^ who : who, f->now_usec, status, 0);
                 break;
         }
         case WORK:

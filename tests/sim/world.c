@@ -330,7 +330,7 @@ static void answer_apply(struct world *w, const struct core_apply *a) {
         w->n_applies++;
         MUST(a->n_extents >= 1 && a->n_extents <= 64);
         if (!p->is_alive || (w->fail_permille && world_random(w, 3000) < w->fail_permille)) {
-                core_apply_done(w->core, a->op, w->now_usec, NULL, -ECONNRESET);
+                MUST(core_apply_done(w->core, a->op, w->now_usec, NULL, -ECONNRESET) == 0);
                 return;
         }
         for (uint32_t k = 0; k < a->n_extents; k++) {
@@ -342,7 +342,8 @@ static void answer_apply(struct world *w, const struct core_apply *a) {
                 for (uint64_t page = e->page; page < last; page++)
                         status[page & 63] = (uint8_t) apply_page(w, p, a, e, page);
         }
-        core_apply_done(w->core, a->op, w->now_usec, status, 0);
+        while (core_apply_done(w->core, a->op, w->now_usec, status, 0) == -EAGAIN)
+                (void) core_tick(w->core, w->now_usec);
 }
 
 /* -- the shell's part --------------------------------------------------------------------------------------------------- */

@@ -267,7 +267,7 @@ static void test_answers_after_exit(void **state) {
         world_exit(w, 1);
         (void) core_tick(w->core, w->now_usec);
         core_scan_done(w->core, 12345, w->now_usec, NULL, 0, 0, 0);
-        core_apply_done(w->core, UINT64_MAX, w->now_usec, NULL, -EIO);
+        (void) core_apply_done(w->core, UINT64_MAX, w->now_usec, NULL, -EIO);
         finish(w);
 }
 

@@ -211,6 +211,45 @@ static void test_forgetting_has_a_bound(void **state) {
         end(&s);
 }
 
+/* An answer about what is being forgotten waits, so that it is not forgotten with what came before it; one that says that nothing was
+ * done does not. */
+static void test_answers_wait_for_forgetting(void **state) {
+        const uint8_t done[64] = { [0 ... 63] = CORE_OK };
+        struct core_run run = { .n_pages = 256 * BLOCK_PAGES, .categories = CORE_WRITTEN };
+        struct core_read_result zeros[CORE_READ_PAGES];
+        struct core_scan scan;
+        struct core_read read;
+        struct core_apply apply, second;
+        struct subject s;
+        uint64_t next, now = 1000000;
+        for (unsigned i = 0; i < CORE_READ_PAGES; i++)
+                zeros[i] = (struct core_read_result){ .status = CORE_READ_ALL_ZERO };
+        begin(&s);
+        assert_int_equal(core_range_add(s.core, s.client->id, 0, run.n_pages), 0);
+        for (bool is_first = true; !core_next_apply(s.core, now, 2, &apply, &next); now += 100000) {
+                assert_true(now < 100000000);
+                while (core_next_scan(s.core, now, &scan, &next)) {
+                        core_scan_done(s.core, scan.op, now, &run, is_first, scan.page + scan.n_pages, 0);
+                        is_first = false;
+                }
+                while (core_next_read(s.core, now, &read, &next))
+                        core_read_done(s.core, read.op, now, zeros);
+        }
+        assert_true(core_next_apply(s.core, now, 2, &second, &next));
+        assert_int_equal(core_range_remove(s.core, s.client->id, 0, run.n_pages), 0);
+        assert_int_equal(core_apply_done(s.core, second.op, now, done, -ECONNRESET), 0);
+        assert_int_equal(core_apply_done(s.core, apply.op, now, done, 0), -EAGAIN);
+        assert_int_equal(s.client->n_applies, 1);
+        unsigned n = 0;
+        while (core_apply_done(s.core, apply.op, now, done, 0) == -EAGAIN) {
+                (void) core_tick(s.core, now);
+                assert_true(n++ < 100);
+        }
+        assert_int_equal(s.client->n_applies, 0);
+        assert_null(core_check(s.core));
+        end(&s);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_random_changes),
@@ -218,6 +257,7 @@ int main(void) {
                 cmocka_unit_test(test_cost_of_many),
                 cmocka_unit_test(test_all_at_once),
                 cmocka_unit_test(test_forgetting_has_a_bound),
+                cmocka_unit_test(test_answers_wait_for_forgetting),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
