@@ -9,7 +9,8 @@
  *
  * Which: at least half dead, and cheap for what it gives (moved pages against freed ones). When more of a domain's slots are dead
  * than live the cheapest is cleaned whatever it costs, so dead memory stays below the live. When dead slots stand in the way of
- * the domain's bound, a smaller part of them is enough. One at a time and domain. */
+ * the domain's bound, a smaller part of them is enough, and the segment that is being filled is no exception: in a small domain it is
+ * the only one. One at a time and domain. */
 #include "daemon/core/internal.h"
 
 /* Pages to move for one that comes free: a move costs 2 to 4 us, once. */
@@ -41,7 +42,7 @@ struct sparse {
 };
 
 static bool is_candidate(const struct domain *d, const struct segment *s) {
-        return s != d->open && s->n_writing == 0 && s->n_live > 0 &&
+        return (s != d->open || d->is_full) && s->n_writing == 0 && s->n_live > 0 &&
                (s->n_dead >= s->n_live || (d->is_full && s->n_dead >= s->n_slots / CLEAN_FULL_DIVISOR)) &&
                !(s->events & (SEGMENT_CLEANING | SEGMENT_DROP_DUE));
 }
@@ -70,6 +71,8 @@ static void clean_choose(struct domain *d) {
                 return;
         d->is_full = false;
         x.best->events |= SEGMENT_CLEANING;
+        if (d->open == x.best)
+                d->open = NULL;
         d->cleaning = x.best;
         d->clean_group = d->clean_rounds = 0;
 }

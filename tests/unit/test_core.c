@@ -94,6 +94,19 @@ static void test_zero_pages(void **state) {
         finish(w);
 }
 
+/* Dead slots of the segment that is still being filled stand in the way of a small domain's bound. */
+static void test_small_domain_lives_long(void **state) {
+        struct world *w = start(2, 64);
+
+        for (uint32_t round = 0; round < 20; round++) {
+                for (uint32_t i = 0; i < 2; i++)
+                        fill(w, i, 0, 64, 1 + round * 100);
+                world_run(w, 60 * SECOND);
+                assert_int_equal(world_counters(w).pages_sharing, 64);
+        }
+        finish(w);
+}
+
 static void test_copy_on_write(void **state) {
         struct world *w = start(2, 64);
 
@@ -482,6 +495,7 @@ int main(void) {
                 cmocka_unit_test(test_two_equal_pages),
                 cmocka_unit_test(test_max_page_sharing),
                 cmocka_unit_test(test_zero_pages),
+                cmocka_unit_test(test_small_domain_lives_long),
                 cmocka_unit_test(test_copy_on_write),
                 cmocka_unit_test(test_pinned_backs_off),
                 cmocka_unit_test(test_merge_now),
