@@ -67,7 +67,9 @@
         X(turn_cpu_gt_250000_usec, COUNT, "... longer")                                                              \
         X(turn_cpu_longest_usec, USEC, "the longest so far")                                                         \
         X(threads_lost, COUNT, "worker threads that hang on memory or descriptors of a client now")                  \
-        X(log_suppressed, COUNT, "log lines about clients left out because there were too many")
+        X(log_suppressed, COUNT, "log lines about clients left out because there were too many")                      \
+        X(segments_adopted, COUNT, "segments taken over from an earlier daemon")                                     \
+        X(pages_adopted, PAGES, "merged pages that processes reported: mapped since before this daemon, or a fork")
 
 enum counter_unit { UNIT_COUNT, UNIT_PAGES, UNIT_BYTES, UNIT_USEC };
 

@@ -19,7 +19,8 @@
         X(vma_share_permille, 0, 500, 500, "", "share of vm.max_map_count that merged runs of a process may take")    \
         X(segment_share_permille, 1, 1000, 500, "", "shared bytes per domain and uid, as a share of what they registered") \
         X(segment_max_mbytes, 1, 1073741824, 65536, "MiB", "hard cap of shared bytes per domain and uid")             \
-        X(max_cpu_permille, 1, 1000, 1000, "", "CPU time of the daemon's scanning, of one core")
+        X(max_cpu_permille, 1, 1000, 1000, "", "CPU time of the daemon's scanning, of one core") \
+        X(adopt_grace_millisecs, 0, 3600000, 60000, "ms", "segments of an earlier daemon are kept this long for processes that map them to come back")
 
 enum tunable_id {
 #define X(name, min, max, def, unit, text) TUNABLE_##name,

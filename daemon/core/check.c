@@ -203,13 +203,14 @@ static const char *check_segment(struct core *c, struct domain *d, struct segmen
                         recount_block(c, d, block_at(c, i), s, n);
         for (uint32_t i = 0; i < s->n_slots && !error; i++) {
                 const struct slot *slot = &s->slots[i];
+                bool is_held = s->events & SEGMENT_HELD && i >= s->held_next && slot->state == SLOT_LIVE;
 
                 n_writing += slot->state == SLOT_WRITING;
                 n_live += slot->state == SLOT_LIVE;
                 n_dead += slot->state == SLOT_DEAD;
                 n_sharers += slot->sharers;
                 t->shared += slot->sharers > 0;
-                if (slot->sharers != n[i].sharers || slot->pending != n[i].pending)
+                if (slot->sharers != n[i].sharers || slot->pending != n[i].pending + is_held)
                         error = "sharers of a slot are miscounted";
                 else if (slot->state == SLOT_LIVE && slot->sharers + slot->pending == 0)
                         error = "a slot without sharers is live";

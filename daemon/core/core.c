@@ -200,6 +200,6 @@ uint64_t core_tick(struct core *c, uint64_t now_usec) {
                 restore_retry_step(c, cl, &budget);
                 request_step(c, cl, now_usec, &budget);
         }
-        next_usec = clean_step(c, now_usec, &budget);
+        next_usec = MIN(adopt_step(c, now_usec, &budget), clean_step(c, now_usec, &budget));
         return c->jobs.head != NIL ? now_usec : next_usec;
 }

@@ -140,6 +140,22 @@ struct core_segment_event {
 };
 bool core_next_segment_event(struct core *c, struct core_segment_event *ret);
 
+/* -- adoption: segments and runs that were there before ------------------------------------------------------- */
+
+/* What an earlier daemon left (segments kept by the service manager) and what the books of this one cannot know (runs that a process
+ * inherited by fork or kept over a restart). See adopt.c. */
+
+/* A segment of n_slots (a multiple of 512), all of them lost until core_slot_adopt names them. 0, -EINVAL, -ENOENT (domain), -ENOMEM. */
+int core_segment_adopt(struct core *c, uint32_t domain, uint32_t n_slots, uint32_t *ret_segment);
+/* The slot holds bytes of this hash. It is offered to sharers at once, and kept without any for adopt_grace_millisecs. Once a slot.
+ * 0, -EINVAL, -ENOMEM. */
+int core_slot_adopt(struct core *c, uint32_t domain, uint32_t segment, uint32_t slot, uint64_t hash);
+/* All are there: the grace begins, after which adopted slots without sharers go as all others do. */
+void core_adopted(struct core *c, uint64_t now_usec);
+/* The client's agent says: these pages map these slots. True of its own domain's segments only; pages that the books know already, or that
+ * are not registered, are passed over. Returns how many were believed. */
+uint32_t core_run_adopt(struct core *c, uint32_t client, uint64_t page, uint32_t n_pages, uint32_t segment, uint32_t slot);
+
 /* -- apply: a transition in a client's address space -------------------------------------------------------- */
 
 /* Kinds and statuses are those of the protocol; repeated here so that the core knows only common/. proto's

@@ -71,6 +71,7 @@ enum block_flags {
         BLOCK_SKIPPED = 1 << 10,   /* hot: left out of the last pass */
         BLOCK_DOUBTFUL = 1 << 11,  /* the last look found an extent of it ragged */
         BLOCK_REFUSED = 1 << 12,   /* some of it could not be restored: waits for the client's next try */
+        BLOCK_CLAIMED = 1 << 13,   /* has pages that the agent reported, and no look has seen yet */
 };
 #define BLOCK_QUEUED (BLOCK_WAITING | BLOCK_PUBLISH | BLOCK_APPLY | BLOCK_SHORT)
 struct block {
@@ -117,7 +118,14 @@ _Static_assert(sizeof(struct slot) == 8, "8 bytes a slot, as planned");
 #define SEGMENT_LARGE_FROM 16384 /* slots published in the domain before segments grow */
 #define STRIP_SLOTS 128          /* a publishing client's own: neighbours that are published apart still fuse */
 
-enum segment_events { SEGMENT_SEAL_DUE = 1, SEGMENT_SEALED = 2, SEGMENT_DROP_DUE = 4, SEGMENT_QUEUED = 8, SEGMENT_CLEANING = 16 };
+enum segment_events {
+        SEGMENT_SEAL_DUE = 1,
+        SEGMENT_SEALED = 2,
+        SEGMENT_DROP_DUE = 4,
+        SEGMENT_QUEUED = 8,
+        SEGMENT_CLEANING = 16,
+        SEGMENT_HELD = 32, /* adopted: each live slot has a pending count more than pages account for, from held_next on */
+};
 struct segment {
         uint32_t id, domain;
         uint32_t base, n_slots; /* ids of its slots */
@@ -126,6 +134,7 @@ struct segment {
         uint32_t n_sharers;     /* of all its slots */
         uint32_t n_lost;        /* given but never written */
         uint32_t n_extents;     /* mapped: also by pages that share nothing any more */
+        uint32_t held_next;
         uint32_t events;
         struct segment *event_next;
         struct slot *slots;
@@ -151,6 +160,7 @@ struct domain {
         struct segment *open;     /* strips come from it */
         struct segment *cleaning; /* being emptied */
         uint32_t clean_group, clean_rounds; /* how far, and how often round */
+        uint32_t found_unit;                /* of the segment that an agent reported last */
         bool is_full;             /* a publish was refused by the bound on given_slots */
         uint64_t registered_pages;
         uint64_t given_slots, dead_slots; /* of its segments: being written, live or dead; of them dead */
@@ -225,6 +235,7 @@ struct client {
         uint64_t cursor, window_pages, n_rewritten;
         struct skip_list skips[2]; /* [pass & 1] is read, the other is built */
         uint8_t look;
+        uint8_t claim_look; /* the last look when the agent reported runs: the next one judges them */
 
         struct walk forgets[FORGETS_MAX];
         struct walk sweep, request_walk, retry;
@@ -306,6 +317,8 @@ struct core {
         /* Clients that passes walk, and those of them that have ended one since full_scans went up. */
         uint32_t n_epoch_clients, n_epoch_counted;
         bool is_unmerging; /* run=2 */
+        uint32_t n_held;         /* adopted segments */
+        uint64_t adopted_usec;   /* the grace begins */
 
         uint64_t states[PAGE_STATES];
         uint64_t registered_pages, slots_shared, slots_sharers, chains, dups;
@@ -434,6 +447,9 @@ void restore_retry_step(struct core *c, struct client *cl, unsigned *budget);
 bool clean_leaves_room(struct core *c, struct domain *d, uint64_t n_slots); /* for a publish of n_slots */
 uint64_t clean_step(struct core *c, uint64_t now_usec, unsigned *budget); /* when to call again */
 
+/* adopt.c */
+uint64_t adopt_step(struct core *c, uint64_t now_usec, unsigned *budget); /* when to call again */
+
 /* slot.c */
 struct segment *segment_of(const struct domain *d, uint32_t slot);
 static inline struct slot *slot_at(const struct domain *d, uint32_t slot) {
@@ -456,12 +472,14 @@ uint32_t content_key(void *domain, uint32_t id);
 int slot_take(struct core *c, struct client *cl, uint32_t n, uint32_t *ret_first, uint32_t *ret_n);
 void slot_fail(struct core *c, struct domain *d, uint32_t slot, bool was_written); /* WRITING -> DEAD */
 void slot_live(struct core *c, struct domain *d, uint32_t slot, uint64_t hash); /* WRITING -> LIVE, pending for one page, alone, not indexed */
+void slot_revive(struct core *c, struct domain *d, uint32_t slot, uint64_t hash); /* adopted: lost -> LIVE, held, alone; else as slot_live */
 void slot_pend(struct domain *d, uint32_t slot);
 void slot_unpend(struct core *c, struct domain *d, uint32_t slot);
 void slot_share(struct core *c, struct domain *d, uint32_t slot); /* a pending one becomes a sharer */
 void slot_unshare(struct core *c, struct domain *d, uint32_t slot);
 void slot_join(struct core *c, struct domain *d, uint32_t slot, uint32_t chain); /* as a dup; becomes the indexed one */
 void strip_abandon(struct core *c, struct client *cl);
+int segment_new(struct core *c, struct domain *d, uint32_t n_slots, struct segment **ret);
 void segment_check(struct core *c, struct segment *s); /* is it time to seal or drop it? */
 void segment_free(struct core *c, struct segment *s);
 bool slot_has_room(const struct core *c, const struct domain *d, uint32_t slot);

@@ -452,16 +452,21 @@ static bool is_private(enum page_state s) {
 static void sweep_block(struct core *c, struct client *cl, uint32_t block) {
         struct block *b = block_at(c, block);
         uint64_t seen = b->look == cl->look ? b->seen : 0;
+        bool is_judging = b->flags & BLOCK_CLAIMED && cl->claim_look != cl->look; /* the look began after the claims */
 
         for (unsigned i = 0; i < BLOCK_PAGES; i++) {
                 uint64_t r = b->page[i];
 
                 if (!(seen >> i & 1) && is_private(record_state(r)))
                         page_set(c, block, i, record(PAGE_NONE, 0, 0));
+                else if (is_judging && !(seen >> i & 1) && record_state(r) == PAGE_MERGED)
+                        page_gone(c, block, i, false);
                 /* What was at rest since the last look has made up for a failure. */
                 else if (record_fails(r) > 0 && (record_state(r) == PAGE_MERGED || record_state(r) == PAGE_UNSHARED))
                         page_mark(c, block, i, r - record(0, 1, 0));
         }
+        if (is_judging)
+                b->flags &= (uint16_t) ~BLOCK_CLAIMED;
         restore_judge(c, block);
         block_free_if_idle(c, block);
 }

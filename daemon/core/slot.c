@@ -47,9 +47,8 @@ static int find_units(struct core *c, struct domain *d, uint32_t n, uint32_t *re
         return 0;
 }
 
-static int segment_new(struct core *c, struct domain *d) {
-        uint32_t units = d->given_slots >= SEGMENT_LARGE_FROM ? SEGMENT_LARGE_UNITS : 1;
-        uint32_t n_slots = units * SEGMENT_UNIT, first;
+int segment_new(struct core *c, struct domain *d, uint32_t n_slots, struct segment **ret) {
+        uint32_t units = n_slots / SEGMENT_UNIT, first;
         struct segment *s;
         int r;
 
@@ -73,7 +72,7 @@ static int segment_new(struct core *c, struct domain *d) {
                 d->units[first + u] = s;
         d->n_segments++;
         c->segments++;
-        d->open = s;
+        *ret = s;
         return 0;
 }
 
@@ -176,7 +175,9 @@ int slot_take(struct core *c, struct client *cl, uint32_t n, uint32_t *ret_first
 
         if (!s) {
                 if (!d->open || d->open->next_slot == d->open->n_slots) {
-                        r = segment_new(c, d);
+                        uint32_t units = d->given_slots >= SEGMENT_LARGE_FROM ? SEGMENT_LARGE_UNITS : 1;
+
+                        r = segment_new(c, d, units * SEGMENT_UNIT, &d->open);
                         if (r < 0)
                                 return r;
                 }
@@ -225,6 +226,15 @@ void slot_live(struct core *c, struct domain *d, uint32_t slot, uint64_t hash) {
         s->n_writing--;
         s->n_live++;
         c->segment_slots_written++;
+}
+
+void slot_revive(struct core *c, struct domain *d, uint32_t slot, uint64_t hash) {
+        struct segment *s = segment_of(d, slot);
+
+        s->n_lost--;
+        s->n_writing++;
+        d->given_slots++;
+        slot_live(c, d, slot, hash);
 }
 
 /* -- dups of a chain: a ring, one of them in the index ---------------------------------------------------------------- */

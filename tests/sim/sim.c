@@ -122,7 +122,7 @@ static void quiet_and_hot(uint64_t seed) {
 
 /* -- random histories -------------------------------------------------------------------------------------------------- */
 
-static void mutate(struct world *w, uint32_t d1, uint32_t d2) {
+static void mutate(struct world *w) {
         uint32_t i = (uint32_t) world_random(w, w->n_processes);
         struct sim_process *p = &w->processes[i];
         uint64_t k = world_random(w, p->n_pages), n = 1 + world_random(w, 100);
@@ -133,7 +133,7 @@ static void mutate(struct world *w, uint32_t d1, uint32_t d2) {
                 n = p->n_pages - k;
         if (!p->is_alive) {
                 if (what < 100)
-                        world_process(w, what % 2 ? d1 : d2, world_random(w, 1000), 64 + world_random(w, 500));
+                        world_process(w, w->domains[what % 2].id, world_random(w, 1000), 64 + world_random(w, 500));
                 return;
         }
         if (what < 700) {
@@ -165,6 +165,8 @@ static void mutate(struct world *w, uint32_t d1, uint32_t d2) {
                 core_client_park(w->core, p->client, world_random(w, 2));
         } else if (what < 861) {
                 core_client_park(w->core, p->client, false);
+        } else if (what < 870) {
+                world_restart(w, what < 864 ? 300 : 0);
         } else if (what < 960) {
                 w->now_usec += world_random(w, 100 * 1000);
         } else {
@@ -212,12 +214,14 @@ static void require_ideal(struct world *w, uint32_t domain) {
 }
 
 /* Left alone, every history comes to rest with books that say what the memory says, and with all that is equal merged. */
-static void come_to_rest(struct world *w, uint32_t d1, uint32_t d2) {
+static void come_to_rest(struct world *w) {
         struct counters n;
         uint64_t merged = 0;
 
         (void) core_tunable_set(w->core, TUNABLE_run, 1, w->now_usec);
         w->fail_permille = 0;
+        /* Doubled for each failure of a page, up to 2^15 times: within the time below. */
+        (void) core_tunable_set(w->core, TUNABLE_settle_millisecs, 5, w->now_usec);
         (void) core_tunable_set(w->core, TUNABLE_segment_share_permille, 1000, w->now_usec);
         for (uint32_t i = 0; i < w->n_processes; i++) {
                 struct sim_process *p = &w->processes[i];
@@ -233,8 +237,8 @@ static void come_to_rest(struct world *w, uint32_t d1, uint32_t d2) {
                 if (w->processes[i].is_alive && !w->processes[i].is_inexact)
                         compare(w, &w->processes[i]);
         if (w->collision_bits == 0) {
-                require_ideal(w, d1);
-                require_ideal(w, d2);
+                require_ideal(w, w->domains[0].id);
+                require_ideal(w, w->domains[1].id);
         }
         n = world_counters(w);
         for (uint32_t i = 0; i < w->n_processes; i++)
@@ -255,7 +259,7 @@ static void come_to_rest(struct world *w, uint32_t d1, uint32_t d2) {
         REQUIRE(n.tracked_pages == 0 && n.runs == 0 && n.vmas_used == 0 && n.domains == 0 && n.segments == 0);
 }
 
-static uint64_t relocated;
+static uint64_t relocated, restarted;
 
 static uint64_t history(uint64_t seed, unsigned steps) {
         struct world *w = world_new(seed, NULL);
@@ -266,20 +270,22 @@ static uint64_t history(uint64_t seed, unsigned steps) {
         (void) core_tunable_set(w->core, TUNABLE_max_page_sharing, 2 + (int64_t) world_random(w, 5), w->now_usec);
         (void) core_tunable_set(w->core, TUNABLE_pass_millisecs, 50, w->now_usec);
         (void) core_tunable_set(w->core, TUNABLE_settle_millisecs, 50, w->now_usec);
+        (void) core_tunable_set(w->core, TUNABLE_adopt_grace_millisecs, (int64_t) world_random(w, 2000), w->now_usec);
         w->collision_bits = seed % 3 == 0 ? 7 : 0;
         w->fail_permille = seed % 2 ? 50 : 0;
         for (unsigned i = 0; i < 4; i++)
                 world_process(w, i < 3 ? d1 : d2, world_random(w, 200), 64 + world_random(w, 400));
         for (unsigned s = 0; s < steps; s++) {
                 if (world_random(w, 20) == 0)
-                        mutate(w, d1, d2);
+                        mutate(w);
                 else
                         world_step(w);
                 check(w);
         }
         n = world_counters(w);
         merges = (uint64_t) n.merges;
-        come_to_rest(w, d1, d2);
+        restarted += n.segments_adopted > 0;
+        come_to_rest(w);
         relocated += w->n_relocated;
         world_free(w);
         return merges;
@@ -339,7 +345,8 @@ int main(int argc, char **argv) {
         quiet_and_hot(seed);
         for (unsigned i = 0; i < histories; i++)
                 merges += history(seed + i, steps);
-        printf("%u histories of %u steps, %" PRIu64 " merges, %" PRIu64 " inside mappings\n", histories, steps, merges, relocated);
+        printf("%u histories of %u steps, %" PRIu64 " merges, %" PRIu64 " inside mappings, %" PRIu64 " ended after a restart\n", histories, steps, merges,
+               relocated, restarted);
         table(seed, 4, 16384);
         return merges > 0 || histories == 0 ? 0 : 1;
 }

@@ -77,9 +77,14 @@ void world_free(struct world *w) {
 }
 
 uint32_t world_domain(struct world *w, const char *key) {
-        uint32_t d = 0;
+        struct sim_domain *d = &w->domains[w->n_domains];
 
-        return core_domain(w->core, key, strlen(key), &d) < 0 ? 0 : d;
+        MUST(w->n_domains < SIM_DOMAINS && strlen(key) < sizeof(d->key));
+        if (core_domain(w->core, key, strlen(key), &d->id) < 0)
+                return 0;
+        strcpy(d->key, key);
+        w->n_domains++;
+        return d->id;
 }
 
 uint32_t world_process(struct world *w, uint32_t domain, uint64_t base, uint64_t n_pages) {
@@ -159,7 +164,7 @@ static struct sim_process *process_of(struct world *w, uint32_t client) {
         return NULL;
 }
 
-static uint64_t hash_of(const struct world *w, uint32_t content) {
+uint64_t world_hash(const struct world *w, uint32_t content) {
         return mix(w->collision_bits ? content & ((1U << w->collision_bits) - 1) : content);
 }
 
@@ -219,7 +224,7 @@ static struct core_read_result look_at(struct world *w, struct sim_process *p, u
 
         if (!p->is_alive || q->kind == KIND_HOLE || fails(w))
                 return r;
-        r.hash = hash_of(w, q->content);
+        r.hash = world_hash(w, q->content);
         r.status = q->content ? CORE_READ_OK : CORE_READ_ALL_ZERO;
         return r;
 }

@@ -38,6 +38,11 @@ struct sim_segment {
         bool is_open;
 };
 struct sim_op;
+struct sim_domain {
+        char key[16];
+        uint32_t id, new_id; /* new_id: see restart.c */
+};
+#define SIM_DOMAINS 8
 
 struct world {
         struct core *core;
@@ -46,6 +51,8 @@ struct world {
         uint32_t n_processes;
         struct sim_segment *segments;
         uint32_t n_segments;
+        struct sim_domain domains[SIM_DOMAINS];
+        uint32_t n_domains;
         struct sim_op *ops; /* handed out and not answered */
         uint32_t n_ops, ops_capacity;
         uint32_t window;
@@ -71,6 +78,11 @@ void world_drop(struct world *w, uint32_t process, uint64_t i, uint64_t n);
 void world_register_anew(struct world *w, uint32_t process, uint64_t i, uint64_t n);
 /* MADV_DONTNEED: what lies in a file mapping stays there, as zero pages. */
 void world_discard(struct world *w, uint32_t process, uint64_t i, uint64_t n);
+
+/* The daemon dies, with whatever it had under way, and the next one takes over, but for so many segments of 1000 that were not kept
+ * (restart.c). Ids of domains, clients and segments change in w. */
+void world_restart(struct world *w, unsigned lost_permille);
+uint64_t world_hash(const struct world *w, uint32_t content);
 
 /* Pulls and answers everything until nothing is left at this time. */
 void world_pump(struct world *w);
