@@ -154,7 +154,7 @@ static int register_client(struct client *c, const struct msg_hello *hello) {
         int r = core_domain(m->core, key, size, &domain);
         if (r < 0)
                 return r;
-        r = store_domain_ref(&m->store, domain, &c->domain);
+        r = store_domain_open(&m->store, domain, key, size, &c->domain);
         if (r < 0)
                 return r;
         const struct core_client_config config = { .max_map_count = hello->max_map_count, .n_vmas = hello->n_vmas };
@@ -203,7 +203,8 @@ void client_hello(struct session *s, const struct msg_hello *hello, struct proce
         log_debug("client %u: pid %d uid %u (%s) domain %u", c->id, (int) s->peer.pid, s->peer.uid, c->comm,
                   c->domain->id);
         fault_point(FAULT_hello_known);
-        struct msg_welcome welcome = { .client = c->id };
+        bool report = c->flags & HELLO_REPORTS && m->store.segments.n > 0;
+        struct msg_welcome welcome = { .client = c->id, .flags = report ? WELCOME_REPORT : 0 };
         (void) session_send(s, MSG_WELCOME, &welcome, NULL, 0, m->uffd_device);
         fault_point(FAULT_welcomed);
 }
@@ -382,6 +383,15 @@ void clients_go_on(struct manager *m) {
         }
 }
 
+static void on_runs(struct client *c, const struct frame *f) {
+        const struct run_element *e = f->elements;
+        for (uint32_t i = 0; i < f->count; i++) {
+                struct store_segment *s = store_segment_by_inode(&c->manager->store, e[i].inode);
+                if (s && s->domain == c->domain) /* I4 */
+                        (void) core_run_adopt(c->manager->core, c->id, e[i].page, e[i].n_pages, s->id, e[i].slot);
+        }
+}
+
 static void on_merge_request(struct client *c, const struct msg_merge_request *body) {
         struct manager *m = c->manager;
         struct request *q;
@@ -442,6 +452,9 @@ void client_frame(struct client *c, struct channel_message *message) {
         case MSG_RANGE_DEL:
         case MSG_GONE:
                 on_ranges(c, f);
+                break;
+        case MSG_RUNS:
+                on_runs(c, f);
                 break;
         case MSG_MERGE_REQUEST:
                 on_merge_request(c, f->body);

@@ -9,7 +9,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
-#include <systemd/sd-daemon.h>
 #include <uv.h>
 
 #include "common/fault.h"
@@ -142,30 +141,22 @@ static int make_socket(struct listener *l, const char *path) {
         return 0;
 }
 
-/* 1: taken over, 0: none passed. */
-static int take_passed(struct listener *l) {
-        int n = sd_listen_fds(1);
-        if (n <= 0)
-                return n;
-        if (n > 1 || sd_is_socket_unix(SD_LISTEN_FDS_START, SOCK_SEQPACKET, 1, NULL, 0) <= 0) {
-                log_error("the service manager must pass exactly one listening AF_UNIX SOCK_SEQPACKET socket");
-                return -EINVAL;
-        }
-        l->fd = SD_LISTEN_FDS_START;
-        int flags = fcntl(l->fd, F_GETFL);
-        if (flags < 0 || fcntl(l->fd, F_SETFL, flags | O_NONBLOCK) < 0)
+static int take_passed(struct listener *l, int fd) {
+        l->fd = fd;
+        int flags = fcntl(fd, F_GETFL);
+        if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
                 return log_errno(errno, "socket of the service manager");
-        return 1;
+        return 0;
 }
 
-int listener_new(struct manager *m, struct listener **ret) {
+int listener_new(struct manager *m, int passed_fd, struct listener **ret) {
         struct listener *l = calloc(1, sizeof(*l));
-        if (!l)
+        if (!l) {
+                close_fd(passed_fd);
                 return -ENOMEM;
+        }
         *l = (struct listener){ .manager = m, .fd = -1 };
-        int r = take_passed(l);
-        if (r == 0)
-                r = make_socket(l, m->config.socket);
+        int r = passed_fd >= 0 ? take_passed(l, passed_fd) : make_socket(l, m->config.socket);
         if (r >= 0)
                 r = uv_poll_init(&m->loop, &l->poll, l->fd);
         if (r < 0) {

@@ -14,6 +14,8 @@
 #include "daemon/door.h"
 #include "daemon/listener.h"
 #include "daemon/notify.h"
+#include "daemon/passed.h"
+#include "daemon/recover.h"
 #include "daemon/scanner.h"
 #include "daemon/session.h"
 #include "daemon/sys/sandbox.h"
@@ -354,14 +356,19 @@ static int start_workers(struct manager *m) {
         int r = workers_new(n_workers(&m->config), scanner_scratch_bytes(), wake_loop, m, &m->workers);
         if (r < 0)
                 return r;
-        store_init(&m->store, m->workers);
+        m->store.workers = m->workers;
         return scanner_new(m, &m->scanner);
 }
 
 int manager_new(const struct config *config, int argc, char **argv, int uffd_device, struct manager **ret) {
+        _cleanup_(passed_done) struct passed passed;
+        int r = passed_take(&passed);
+        if (r < 0)
+                return r;
         struct manager *m = calloc(1, sizeof(*m));
         if (!m)
                 return log_errno(ENOMEM, "start");
+        store_init(&m->store);
         m->config = *config;
         m->argc = argc;
         m->argv = argv;
@@ -369,7 +376,7 @@ int manager_new(const struct config *config, int argc, char **argv, int uffd_dev
         TAILQ_INIT(&m->unfinished);
         m->started_usec = m->empty_since_usec = now_usec();
         m->max_sessions = raise_fd_limit();
-        int r = start_handles(m);
+        r = start_handles(m);
         if (r < 0)
                 log_errno(r, "event loop");
         if (r == 0) {
@@ -378,13 +385,15 @@ int manager_new(const struct config *config, int argc, char **argv, int uffd_dev
                         log_errno(r, "core");
         }
         if (r == 0)
-                r = listener_new(m, &m->listener);
+                r = listener_new(m, take_fd(&passed.listen_fd), &m->listener);
         if (r == 0) {
                 fault_point(FAULT_daemon_listening);
                 r = start_workers(m);
                 if (r < 0)
                         log_errno(r, "sandbox and workers");
         }
+        if (r == 0)
+                recover_segments(m, &passed);
         if (r < 0) {
                 manager_free(m);
                 return r;

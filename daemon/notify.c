@@ -1,6 +1,7 @@
 #include "daemon/notify.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <systemd/sd-daemon.h>
 
 #include "daemon/sys/clock.h"
@@ -19,6 +20,16 @@ void notify_stopping(void) {
 
 void notify_watchdog(void) {
         (void) sd_notify(0, "WATCHDOG=1");
+}
+
+bool notify_keep_fd(int fd, uint64_t inode) {
+        char text[64];
+        (void) snprintf(text, sizeof(text), "FDSTORE=1\nFDNAME=" NOTIFY_SEGMENT_PREFIX "%" PRIu64, inode);
+        return sd_pid_notify_with_fds(0, 0, text, &fd, 1) > 0;
+}
+
+void notify_forget_fd(uint64_t inode) {
+        (void) sd_notifyf(0, "FDSTOREREMOVE=1\nFDNAME=" NOTIFY_SEGMENT_PREFIX "%" PRIu64, inode);
 }
 
 uint64_t notify_watchdog_interval_msec(void) {

@@ -203,8 +203,10 @@ static int job_hold(struct scanner *s, struct job *j) {
                 return -ESRCH;
         j->segment = NULL;
         if (j->kind == JOB_PUBLISH) {
-                int r = store_segment_open(&s->manager->store, j->publish.segment, j->publish.domain,
-                                           j->publish.segment_slots, &j->segment);
+                if (j->publish.domain != c->domain->id) /* I4 */
+                        return -EINVAL;
+                int r = store_segment_open(&s->manager->store, j->publish.segment, c->domain, j->publish.segment_slots,
+                                           &j->segment);
                 if (r < 0)
                         return r;
                 if (j->segment->domain != c->domain || !j->segment->segment->slots) /* I2, I4 */
@@ -214,7 +216,7 @@ static int job_hold(struct scanner *s, struct job *j) {
                                 return -EINVAL;
                 store_segment_pin(j->segment);
         }
-        (void) store_domain_ref(&s->manager->store, c->domain->id, &j->domain); /* exists: cannot fail */
+        j->domain = store_domain_ref(c->domain);
         j->process = process_ref(c->process);
         j->account = c->session->account;
         j->account->n_jobs++;

@@ -6,21 +6,31 @@
 
 #include "common/fault.h"
 #include "common/log.h"
+#include "daemon/notify.h"
+#include "daemon/sys/peer.h"
 #include "proto/messages.h"
 
 _Static_assert(SEGMENT_LIMIT_SLOTS == SEGMENT_SLOTS_MAX, "daemon/sys may not include proto");
 
-void store_init(struct store *s, struct workers *workers) {
-        *s = (struct store){ .workers = workers };
+void store_init(struct store *s) {
+        *s = (struct store){ 0 };
 }
 
-int store_domain_ref(struct store *s, uint32_t id, struct store_domain **ret) {
+struct store_domain *store_domain_ref(struct store_domain *d) {
+        d->n_refs++;
+        return d;
+}
+
+int store_domain_open(struct store *s, uint32_t id, const char *key, size_t key_size, struct store_domain **ret) {
         struct store_domain *d = idmap_get(&s->domains, id);
         if (!d) {
-                d = malloc(sizeof(*d));
+                if (!peer_key_lasts(key, key_size))
+                        key_size = 0;
+                d = malloc(sizeof(*d) + key_size);
                 if (!d)
                         return -ENOMEM;
-                *d = (struct store_domain){ .store = s, .id = id };
+                *d = (struct store_domain){ .store = s, .id = id, .key_size = key_size };
+                memcpy(d->key, key, key_size);
                 int r = digest_secret_draw(&d->secret);
                 if (r == 0)
                         r = idmap_put(&s->domains, id, d);
@@ -29,8 +39,7 @@ int store_domain_ref(struct store *s, uint32_t id, struct store_domain **ret) {
                         return r;
                 }
         }
-        d->n_refs++;
-        *ret = d;
+        *ret = store_domain_ref(d);
         return 0;
 }
 
@@ -56,27 +65,46 @@ struct store_segment *store_segment_find(struct store *s, uint32_t id) {
         return idmap_get(&s->segments, id);
 }
 
-int store_segment_open(struct store *s, uint32_t id, uint32_t domain, uint32_t n_slots, struct store_segment **ret) {
-        struct store_segment *e = store_segment_find(s, id);
-        if (e) {
-                *ret = e;
-                return 0;
-        }
-        e = calloc(1, sizeof(*e));
+struct store_segment *store_segment_by_inode(struct store *s, uint64_t inode) {
+        struct store_segment *e = idmap_get(&s->by_inode, (uint32_t) inode);
+        return e && e->segment && e->segment->inode == inode ? e : NULL;
+}
+
+static int add_segment(struct store *s, uint32_t id, struct store_domain *domain, struct segment_file *file, bool is_kept) {
+        struct store_segment *e = calloc(1, sizeof(*e));
         if (!e)
                 return -ENOMEM;
-        e->store = s;
-        e->id = id;
-        int r = store_domain_ref(s, domain, &e->domain);
-        if (r == 0)
-                r = segment_file_new(n_slots, &e->segment);
-        if (r == 0)
-                r = idmap_put(&s->segments, id, e);
+        int r = idmap_put(&s->segments, id, e);
         if (r < 0) {
-                segment_entry_free(e);
+                free(e);
                 return r;
         }
-        *ret = e;
+        *e = (struct store_segment){ .store = s, .id = id, .domain = store_domain_ref(domain), .segment = file, .is_kept = is_kept };
+        (void) idmap_put(&s->by_inode, (uint32_t) file->inode, e);
+        return 0;
+}
+
+int store_segment_adopt(struct store *s, uint32_t id, struct store_domain *domain, struct segment_file *file) {
+        return add_segment(s, id, domain, file, true);
+}
+
+int store_segment_open(struct store *s, uint32_t id, struct store_domain *domain, uint32_t n_slots, struct store_segment **ret) {
+        _cleanup_(segment_file_freep) struct segment_file *file = NULL;
+        *ret = store_segment_find(s, id);
+        if (*ret)
+                return 0;
+        int r = segment_file_new(n_slots, domain->key, domain->key_size, &file);
+        if (r < 0)
+                return r;
+        bool is_kept = file->has_label && notify_keep_fd(file->client_fd, file->inode);
+        r = add_segment(s, id, domain, file, is_kept);
+        if (r < 0) {
+                if (is_kept)
+                        notify_forget_fd(file->inode);
+                return r;
+        }
+        TAKE_PTR(file);
+        *ret = store_segment_find(s, id);
         return 0;
 }
 
@@ -119,6 +147,10 @@ void store_segment_event(struct store *s, const struct core_segment_event *e) {
         if (e->kind == CORE_SEGMENT_DROP) {
                 /* The id is free at once: nobody will ask for this one again. */
                 (void) idmap_remove(&s->segments, e->segment);
+                if (idmap_get(&s->by_inode, (uint32_t) segment->segment->inode) == segment)
+                        (void) idmap_remove(&s->by_inode, (uint32_t) segment->segment->inode);
+                if (segment->is_kept)
+                        notify_forget_fd(segment->segment->inode);
                 segment->free_wanted = true;
                 fault_point(FAULT_segment_dropped);
         } else
@@ -146,6 +178,7 @@ void store_done(struct store *s) {
         IDMAP_FOREACH(&s->segments, e)
                 segment_entry_free(e->value);
         idmap_clear(&s->segments);
+        idmap_clear(&s->by_inode);
         IDMAP_FOREACH(&s->domains, e)
                 free(e->value);
         idmap_clear(&s->domains);

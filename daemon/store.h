@@ -1,5 +1,8 @@
 /* What the shell keeps for the core's domains and segments: the hash secret of each domain, the memfd of each segment.
  *
+ * Segments of domains that a later daemon will know again are kept in the service manager's fd store too, from before their first
+ * use until they are dropped, so that they outlive this process, however it ends; recover.h takes them over.
+ *
  * A domain lives as long as someone holds a reference: clients, segments, jobs. A segment is opened when the core first
  * publishes into it and leaves with CORE_SEGMENT_DROP; sealing and freeing wait until no job uses it and run on a worker,
  * because both can take milliseconds. Loop's thread only; a worker uses what its job has pinned. */
@@ -20,6 +23,8 @@ struct store_domain {
         uint32_t id;
         unsigned n_refs;
         struct digest_secret secret;
+        size_t key_size; /* 0: not one that lasts */
+        char key[];
 };
 
 struct store_segment {
@@ -30,24 +35,33 @@ struct store_segment {
         struct segment_file *segment;
         unsigned n_pins;
         bool seal_wanted, free_wanted;
+        bool is_kept; /* in the service manager's store */
         int error; /* of the job */
 };
 
 struct store {
         struct idmap domains, segments;
+        struct idmap by_inode; /* the low 32 bits; of two that agree in those only the first */
         struct workers *workers;
 };
 
-void store_init(struct store *s, struct workers *workers);
+/* workers is set before the first segment event. */
+void store_init(struct store *s);
 /* After the pool is gone: frees what is left. */
 void store_done(struct store *s);
 
-int store_domain_ref(struct store *s, uint32_t id, struct store_domain **ret);
+/* Finds or creates that of the core's id, whose key this is. 0 or -errno. */
+int store_domain_open(struct store *s, uint32_t id, const char *key, size_t key_size, struct store_domain **ret);
+struct store_domain *store_domain_ref(struct store_domain *d);
 struct store_domain *store_domain_unref(struct store_domain *d);
 
 struct store_segment *store_segment_find(struct store *s, uint32_t id);
+/* The one whose memfd has this inode number, or NULL. */
+struct store_segment *store_segment_by_inode(struct store *s, uint64_t inode);
 /* Finds or creates. 0 or -errno. */
-int store_segment_open(struct store *s, uint32_t id, uint32_t domain, uint32_t n_slots, struct store_segment **ret);
+int store_segment_open(struct store *s, uint32_t id, struct store_domain *domain, uint32_t n_slots, struct store_segment **ret);
+/* A file that is there, of an earlier daemon and kept by the service manager. It is the store's from then on, not on failure. 0 or -errno. */
+int store_segment_adopt(struct store *s, uint32_t id, struct store_domain *domain, struct segment_file *file);
 void store_segment_pin(struct store_segment *s);
 void store_segment_unpin(struct store_segment *s);
 void store_segment_event(struct store *s, const struct core_segment_event *e);

@@ -47,4 +47,10 @@ void link_readable(struct agent *a);              /* handles frames */
 void link_close(struct agent *a);
 void link_send_ranges(struct agent *a, enum message_type type, const struct interval *v, uint32_t n);
 int link_request_merge(struct agent *a, uint32_t cookie, uint64_t start, uint64_t length);
+/* False: the connection is closed, or was. */
+bool link_send(struct agent *a, enum message_type type, const void *body, const void *elements, uint32_t count);
 uint64_t link_next_usec(const struct agent *a);
+
+/* report.c: runs from before this connection */
+void report_begin(struct agent *a);
+void report_step(struct agent *a, uint64_t now);

@@ -26,7 +26,7 @@ void link_close(struct agent *a) {
         if (a->link_fd >= 0)
                 sys_close(a->link_fd);
         a->link_fd = -1;
-        a->welcomed = false;
+        a->welcomed = a->reporting = false;
         segments_drop_all(&a->segments);
         a->connect_at_usec = now_usec() + a->connect_pause_usec;
         a->connect_pause_usec = MIN(a->connect_pause_usec * 2, (uint64_t) CONNECT_PAUSE_MAX_USEC);
@@ -44,6 +44,10 @@ static bool send_frame(struct agent *a, enum message_type type, const void *body
                 return true;
         link_close(a);
         return false;
+}
+
+bool link_send(struct agent *a, enum message_type type, const void *body, const void *elements, uint32_t count) {
+        return send_frame(a, type, body, elements, count, NULL, 0);
 }
 
 void link_send_ranges(struct agent *a, enum message_type type, const struct interval *v, uint32_t n) {
@@ -65,7 +69,7 @@ void link_send_ranges(struct agent *a, enum message_type type, const struct inte
 }
 
 static void say_hello(struct agent *a) {
-        struct msg_hello hello = { .flags = a->flags, .page_size = KSM_PAGE_SIZE };
+        struct msg_hello hello = { .flags = a->flags | HELLO_REPORTS, .page_size = KSM_PAGE_SIZE };
         char text[32] = "";
         long fd = sys_open("/proc/sys/vm/max_map_count", O_RDONLY | O_CLOEXEC);
         if (fd >= 0) {
@@ -114,6 +118,8 @@ static bool on_welcome(struct agent *a, struct channel_message *m) {
         (void) registry_retrack(a);
         link_send_ranges(a, MSG_RANGE_ADD, a->ranges.v, a->ranges.n);
         fault_point(FAULT_link_ranges);
+        if (((const struct msg_welcome *) m->frame.body)->flags & WELCOME_REPORT)
+                report_begin(a);
         a->discover_at_usec = 0;
         a->stats_at_usec = 0;
         return true;
@@ -222,10 +228,13 @@ void link_step(struct agent *a, uint64_t now) {
                 try_connect(a);
         if (a->welcomed && now >= a->stats_at_usec)
                 send_stats(a, now);
+        report_step(a, now);
 }
 
 uint64_t link_next_usec(const struct agent *a) {
         if (a->link_fd < 0)
                 return a->connect_at_usec;
+        if (a->reporting)
+                return a->report_at_usec;
         return a->welcomed ? a->stats_at_usec : UINT64_MAX;
 }

@@ -7,6 +7,7 @@
 
 #include "common/cleanup.h"
 #include "common/counters.h"
+#include "lib/book.h"
 #include "lib/context.h"
 #include "lib/rangeset.h"
 #include "lib/segments.h"
@@ -48,6 +49,9 @@ struct agent {
         bool welcomed;
         uint64_t connect_at_usec, connect_pause_usec;
         uint64_t stats_at_usec;
+        bool reporting; /* the daemon asked for our runs, and there are more */
+        uint64_t report_at_usec;
+        struct book_walk report;
         struct channel_message *message;
         uint8_t *frame_buffer;
 

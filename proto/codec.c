@@ -62,7 +62,7 @@ static const struct field_rule rules[] = {
         NUMBER(HELLO, msg_hello, max_map_count, 0, INT_VALUE_MAX),
         NUMBER(HELLO, msg_hello, n_vmas, 0, INT_VALUE_MAX),
         TEXT(HELLO, msg_hello, comm),
-        RESERVED(WELCOME, msg_welcome, reserved),
+        NUMBER(WELCOME, msg_welcome, flags, 0, WELCOME_FLAGS_ALL),
         NUMBER(REFUSED, msg_refused, error, 1, MAX_ERRNO),
         RESERVED(REFUSED, msg_refused, reserved),
         TEXT(REFUSED, msg_refused, reason),
@@ -86,6 +86,10 @@ static const struct field_rule rules[] = {
         NUMBER(APPLIED, msg_applied, op, 1, UINT64_MAX),
         RESERVED(APPLIED, msg_applied, reserved),
         BYTES(APPLIED, msg_applied, status, APPLY_STATUS_MAX_ - 1),
+        RESERVED(RUNS, msg_runs, reserved),
+        ELEMENT_NUMBER(RUNS, run_element, page, 0, (ADDRESS_LIMIT >> KSM_PAGE_SHIFT) - 1),
+        ELEMENT_NUMBER(RUNS, run_element, n_pages, 1, BLOCK_PAGES),
+        ELEMENT_NUMBER(RUNS, run_element, slot, 0, SEGMENT_SLOTS_MAX - 1),
         NUMBER(ADMIN_HELLO, msg_admin_hello, flags, 0, 0),
         RESERVED(ADMIN_HELLO, msg_admin_hello, reserved),
         NUMBER(ADMIN_WELCOME, msg_admin_welcome, daemon_pid, 0, INT_VALUE_MAX),
@@ -221,6 +225,16 @@ static enum codec_error check_extents(const struct frame *f) {
         return CODEC_OK;
 }
 
+static enum codec_error check_runs(const struct frame *f) {
+        const struct run_element *run = f->elements;
+
+        for (uint32_t i = 0; i < f->count; i++)
+                if ((run[i].page + run[i].n_pages - 1) >> BLOCK_SHIFT != run[i].page >> BLOCK_SHIFT ||
+                    run[i].slot + run[i].n_pages > SEGMENT_SLOTS_MAX)
+                        return CODEC_VALUE;
+        return CODEC_OK;
+}
+
 /* Ids ascend, so that a reader who continues after the last one comes to an end. */
 static enum codec_error check_clients(const struct frame *f) {
         const struct client_element *client = f->elements;
@@ -244,6 +258,8 @@ static enum codec_error check_relations(const struct frame *f) {
                 return address_range_is_valid(request->start, request->length) ? CODEC_OK : CODEC_VALUE;
         case MSG_APPLY:
                 return check_extents(f);
+        case MSG_RUNS:
+                return check_runs(f);
         case MSG_CLIENTS_REPLY:
                 return check_clients(f);
         default:

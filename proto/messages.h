@@ -32,7 +32,8 @@ struct frame_header {
 enum hello_flags {
         HELLO_SHIM = 1 << 0,      /* libc's mapping calls are interposed */
         HELLO_MERGE_ANY = 1 << 1, /* every eligible mapping is registered */
-        HELLO_FLAGS_ALL = HELLO_SHIM | HELLO_MERGE_ANY,
+        HELLO_REPORTS = 1 << 2,   /* sends RUNS when WELCOME asks for it */
+        HELLO_FLAGS_ALL = HELLO_SHIM | HELLO_MERGE_ANY | HELLO_REPORTS,
 };
 
 /* agent -> daemon, with fds { /proc/self/pagemap, /proc/self/mem }, both opened read-only by the agent
@@ -48,7 +49,11 @@ struct msg_hello {
 /* daemon -> agent, with fd { /dev/userfaultfd }. */
 struct msg_welcome {
         uint32_t client;
-        uint32_t reserved;
+        uint32_t flags; /* enum welcome_flags; 0 to who did not say HELLO_REPORTS */
+};
+enum welcome_flags {
+        WELCOME_REPORT = 1 << 0, /* there are segments that runs of this process may map: send RUNS */
+        WELCOME_FLAGS_ALL = WELCOME_REPORT,
 };
 
 /* daemon -> anyone, then the connection is closed. */
@@ -82,6 +87,21 @@ struct msg_range_del {
 struct msg_gone {
         uint64_t reserved;
 };
+
+/* agent -> daemon, after WELCOME_REPORT and RANGE_ADD, in any number of frames: elements = runs of pages that this process maps from
+ * segments already, from before this connection (a daemon that was restarted, a fork). Known by inode, because the ids of segments
+ * are the daemon's. What is not a segment of the client's own domain is passed over without a word. */
+struct msg_runs {
+        uint64_t reserved;
+};
+struct run_element {
+        uint64_t page;  /* address >> 12 of the first page */
+        uint64_t inode; /* of the segment's memfd */
+        uint32_t n_pages; /* 1..64, within one 64-page aligned block */
+        uint32_t slot;    /* of the first page; slots are consecutive */
+};
+/* A frame costs the daemon some 100 us at most, like the others. */
+#define RUNS_MAX 128
 
 /* agent -> daemon: merge what can be merged now in the range; answered by MERGE_DONE. */
 struct msg_merge_request {
@@ -259,6 +279,7 @@ enum message_role { ROLE_AGENT = 1, ROLE_ADMIN = 2, ROLE_DAEMON = 4 }; /* who ma
         X(13, APPLIED, ROLE_AGENT, struct msg_applied, uint8_t, 0, 0)                                                 \
         X(14, PING, ROLE_DAEMON, struct msg_ping, uint8_t, 0, 0)                                                      \
         X(15, PONG, ROLE_AGENT, struct msg_ping, uint8_t, 0, 0)                                                       \
+        X(16, RUNS, ROLE_AGENT, struct msg_runs, struct run_element, RUNS_MAX, 0)                                     \
         X(32, ADMIN_HELLO, ROLE_ADMIN, struct msg_admin_hello, uint8_t, 0, 0)                                         \
         X(33, ADMIN_WELCOME, ROLE_DAEMON, struct msg_admin_welcome, uint8_t, 0, 0)                                    \
         X(34, STATS_REQUEST, ROLE_ADMIN, struct msg_stats_request, uint8_t, 0, 0)                                     \

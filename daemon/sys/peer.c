@@ -216,6 +216,13 @@ static int read_label(int socket_fd, char label[static LABEL_BYTES]) {
         return 0;
 }
 
+/* Keys of facts begin with "uid=". */
+#define ALONE "alone="
+
+bool peer_key_lasts(const char *key, size_t size) {
+        return size < strlen(ALONE) || memcmp(key, ALONE, strlen(ALONE)) != 0;
+}
+
 size_t peer_domain_key(int socket_fd, const struct peer *p, uint64_t serial, char key[static PEER_KEY_BYTES]) {
         char label[LABEL_BYTES], text[PROC_TEXT_BYTES], unit[PEER_KEY_BYTES / 4] = "";
         const char *path, *scope;
@@ -232,7 +239,7 @@ size_t peer_domain_key(int socket_fd, const struct peer *p, uint64_t serial, cha
         if (n > 0 && n < PEER_KEY_BYTES)
                 return (size_t) n;
 unique:
-        n = snprintf(key, PEER_KEY_BYTES, "alone=%llu", (unsigned long long) serial);
+        n = snprintf(key, PEER_KEY_BYTES, ALONE "%llu", (unsigned long long) serial);
         return (size_t) n;
 }
 

@@ -3,11 +3,26 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "common/fault.h"
 #include "common/uapi.h"
+
+#define SEALS_OPEN (F_SEAL_FUTURE_WRITE | F_SEAL_GROW | F_SEAL_SHRINK)
+#define SEGMENT_MODE 0400 /* a memfd starts as 0777: anyone holding a read-only fd could reopen it writable through /proc */
+/* Changes with the meaning of the label or of the slots: a daemon takes over only what it would have made itself. */
+#define LABEL_VERSION 1
+
+struct label {
+        char magic[16];
+        uint32_t version, n_slots, key_size, reserved;
+        uint8_t key[SEGMENT_KEY_BYTES];
+};
+_Static_assert(sizeof(struct label) <= KSM_PAGE_SIZE, "the label is one page");
+static const char label_magic[16] = "userksm segment";
 
 static int memfd_open(void) {
         int fd = memfd_create("userksm", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
@@ -16,7 +31,21 @@ static int memfd_open(void) {
         return fd < 0 ? -errno : fd;
 }
 
-int segment_file_new(uint32_t n_slots, struct segment_file **ret) {
+/* Written before the fd is anyone else's; its page leaves our mapping at once, so that only slots can be written. */
+static void write_label(struct segment_file *s, const void *key, size_t key_size) {
+        struct label *label = (struct label *) (s->slots + s->n_slots * KSM_PAGE_SIZE);
+        if (key_size > 0 && key_size <= SEGMENT_KEY_BYTES) {
+                memcpy(label->magic, label_magic, sizeof(label_magic));
+                label->version = LABEL_VERSION;
+                label->n_slots = s->n_slots;
+                label->key_size = (uint32_t) key_size;
+                memcpy(label->key, key, key_size);
+                s->has_label = true;
+        }
+        (void) munmap(label, KSM_PAGE_SIZE);
+}
+
+int segment_file_new(uint32_t n_slots, const void *key, size_t key_size, struct segment_file **ret) {
         if (n_slots == 0 || n_slots > SEGMENT_LIMIT_SLOTS)
                 return -EINVAL;
         _cleanup_(segment_file_freep) struct segment_file *s = malloc(sizeof(*s));
@@ -27,17 +56,19 @@ int segment_file_new(uint32_t n_slots, struct segment_file **ret) {
         if (fd < 0)
                 return fd;
         s->fd = fd;
-        /* A memfd starts as 0777: anyone holding a read-only fd could reopen it writable through /proc. */
-        size_t size = n_slots * KSM_PAGE_SIZE;
-        if (fchmod(fd, 0400) < 0 || ftruncate(fd, (off_t) size) < 0)
+        struct stat st;
+        size_t size = (n_slots + 1) * KSM_PAGE_SIZE;
+        if (fchmod(fd, SEGMENT_MODE) < 0 || ftruncate(fd, (off_t) size) < 0 || fstat(fd, &st) < 0)
                 return -errno;
+        s->inode = st.st_ino;
         void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         if (p == MAP_FAILED)
                 return -errno;
         s->slots = p;
+        write_label(s, key, key_size);
         fault_point(FAULT_segment_made);
         /* After our mapping, before anyone else has an fd. */
-        if (fcntl(fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_GROW | F_SEAL_SHRINK) < 0)
+        if (fcntl(fd, F_ADD_SEALS, SEALS_OPEN) < 0)
                 return -errno;
         char path[64];
         (void) snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
@@ -47,6 +78,64 @@ int segment_file_new(uint32_t n_slots, struct segment_file **ret) {
         fault_point(FAULT_segment_opened);
         *ret = TAKE_PTR(s);
         return 0;
+}
+
+static const char *refuse_file(int fd, const struct stat *st) {
+        int seals = fcntl(fd, F_GET_SEALS), flags = fcntl(fd, F_GETFL);
+        if (seals < 0 || !S_ISREG(st->st_mode))
+                return "not a memfd";
+        if (st->st_uid != geteuid())
+                return "not made by this user";
+        if ((st->st_mode & 07777) != SEGMENT_MODE || (seals & SEALS_OPEN) != SEALS_OPEN || (flags & O_ACCMODE) != O_RDONLY)
+                return "its bytes could be changed";
+        return NULL;
+}
+
+static const char *refuse_label(const struct label *label, const struct stat *st) {
+        if (memcmp(label->magic, label_magic, sizeof(label_magic)) != 0)
+                return "no segment of userksm";
+        if (label->version != LABEL_VERSION)
+                return "made by another version";
+        if (label->n_slots == 0 || label->n_slots > SEGMENT_LIMIT_SLOTS || label->key_size == 0 ||
+            label->key_size > SEGMENT_KEY_BYTES || (uint64_t) st->st_size != (label->n_slots + 1) * KSM_PAGE_SIZE)
+                return "its label does not fit it";
+        return NULL;
+}
+
+int segment_file_adopt(int fd, struct segment_file **ret, void *ret_key, size_t *ret_key_size, const char **ret_reason) {
+        struct label label;
+        struct stat st;
+        if (fstat(fd, &st) < 0) {
+                *ret_reason = "fstat";
+                return -errno;
+        }
+        *ret_reason = refuse_file(fd, &st);
+        if (*ret_reason)
+                return -EINVAL;
+        if (st.st_size < (off_t) KSM_PAGE_SIZE ||
+            pread(fd, &label, sizeof(label), st.st_size - (off_t) KSM_PAGE_SIZE) != sizeof(label)) {
+                *ret_reason = "its label cannot be read";
+                return -EINVAL;
+        }
+        *ret_reason = refuse_label(&label, &st);
+        if (*ret_reason)
+                return -EINVAL;
+        struct segment_file *s = malloc(sizeof(*s));
+        if (!s) {
+                *ret_reason = "out of memory";
+                return -ENOMEM;
+        }
+        *s = (struct segment_file){ .fd = -1, .client_fd = fd, .n_slots = label.n_slots, .inode = st.st_ino, .has_label = true };
+        memcpy(ret_key, label.key, label.key_size);
+        *ret_key_size = label.key_size;
+        *ret = s;
+        return 0;
+}
+
+int segment_file_read(const struct segment_file *s, uint32_t slot, void *bytes, size_t size) {
+        size_t n = MIN((size_t) (s->n_slots - slot), size / KSM_PAGE_SIZE);
+        ssize_t r = pread(s->client_fd, bytes, n * KSM_PAGE_SIZE, (off_t) (slot * KSM_PAGE_SIZE));
+        return r < 0 ? -errno : (int) ((size_t) r / KSM_PAGE_SIZE);
 }
 
 int segment_file_seal(struct segment_file *s) {

@@ -1,10 +1,15 @@
 /* A segment: the memfd that holds shared pages (I2: written once by the daemon, then immutable for everyone).
  *
+ * Behind the slots stands one page more, the label: what a later daemon must know to take the segment over from the service
+ * manager's fd store (daemon/recover.h). It is written before anyone else has an fd, and under the same seals.
+ *
  * Life: open (the daemon's one writable mapping fills slots; nobody else can write, map writable, truncate or punch, by
  * F_SEAL_FUTURE_WRITE|GROW|SHRINK) -> sealed (mapping gone, F_SEAL_WRITE|F_SEAL_SEAL: not even the daemon) -> freed by
  * the kernel with its last mapping and fd (I3). There is no call that reuses or punches a slot. */
 #pragma once
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "common/cleanup.h"
@@ -12,15 +17,29 @@
 /* The same as the protocol's SEGMENT_SLOTS_MAX (asserted in daemon/store.c). */
 #define SEGMENT_LIMIT_SLOTS (1U << 18)
 
+/* What the label has room for. Longer, or empty: nobody takes the segment over, it lives as long as its mappings. */
+#define SEGMENT_KEY_BYTES 3072U
+
 struct segment_file {
-        int fd;         /* the daemon's, read-write; -1 once sealed */
+        int fd;         /* the daemon's, read-write; -1 once sealed, and when taken over */
         int client_fd;  /* opened O_RDONLY: what clients get */
         uint8_t *slots; /* the writable mapping; NULL once sealed */
         uint32_t n_slots;
+        uint64_t inode; /* what the owner of a mapping of it reads in /proc/self/maps */
+        bool has_label;
 };
 
-/* 0 or -errno. */
-int segment_file_new(uint32_t n_slots, struct segment_file **ret);
+/* key: that of its domain, for the label. 0 or -errno. */
+int segment_file_new(uint32_t n_slots, const void *key, size_t key_size, struct segment_file **ret);
+
+/* Takes over what segment_file_new of an earlier daemon made: fd is its client_fd, which stays the caller's on failure. Nothing can
+ * have changed it since: that its seals, owner and mode are those of a segment is checked, and the label's shape.
+ * ret_key: SEGMENT_KEY_BYTES. 0; -EINVAL or other -errno with static text. */
+int segment_file_adopt(int fd, struct segment_file **ret, void *ret_key, size_t *ret_key_size, const char **ret_reason);
+/* Slots from the given one on, for as many as fit `bytes` at most; read without allocating where nothing was written (zeros there).
+ * Returns how many, or -errno. */
+int segment_file_read(const struct segment_file *s, uint32_t slot, void *bytes, size_t size);
+
 /* Drops the writable mapping and seals for good. Can wait for pins to go away (hundreds of milliseconds): call on a worker.
  * 0, also when already sealed; -errno: sealing failed, but the daemon's mapping is gone and F_SEAL_FUTURE_WRITE still
  * stands, so the content cannot change all the same. */

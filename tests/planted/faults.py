@@ -136,7 +136,7 @@ FAULTS = [
     Fault("segment-writable-fd", "I2", "clients get a writable fd", "daemon/sys/segment.c",
           "open(path, O_RDONLY | O_CLOEXEC)", "open(path, O_RDWR | O_CLOEXEC)", ("segment", "daemon_merge")),
     Fault("segment-mode", "I2", "another user may reopen a segment's fd", "daemon/sys/segment.c",
-          "fchmod(fd, 0400) < 0 ||", "fchmod(fd, 0606) < 0 ||", ("segment", "daemon_merge")),
+          "fchmod(fd, SEGMENT_MODE) < 0 ||", "fchmod(fd, 0606) < 0 ||", ("segment", "daemon_merge")),
     Fault("segment-unsealed-full", "I2", "a full segment is never sealed for good", "daemon/sys/segment.c",
           "F_SEAL_WRITE | F_SEAL_SEAL", "F_SEAL_GROW", ("segment", "daemon_merge")),
 

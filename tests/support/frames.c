@@ -87,6 +87,7 @@ static uint32_t tame(uint16_t type, void *body, void *elements, uint32_t count, 
         union {
                 void *p;
                 struct msg_hello *hello;
+                struct msg_welcome *welcome;
                 struct msg_refused *refused;
                 struct msg_range_add *range_add;
                 struct msg_merge_request *merge_request;
@@ -101,6 +102,7 @@ static uint32_t tame(uint16_t type, void *body, void *elements, uint32_t count, 
                 struct msg_admin_done *admin_done;
         } b = { body };
         struct range_element *range = elements;
+        struct run_element *run = elements;
         struct tunable_element *tunable = elements;
 
         switch ((enum message_type) type) {
@@ -176,8 +178,19 @@ static uint32_t tame(uint16_t type, void *body, void *elements, uint32_t count, 
                 b.admin_done->error = (int32_t) random_below(state, 4096);
                 b.admin_done->reserved = 0;
                 break;
-        case MSG_CLIENTS_REQUEST:
         case MSG_WELCOME:
+                b.welcome->flags = (uint32_t) random_below(state, WELCOME_FLAGS_ALL + 1);
+                break;
+        case MSG_RUNS:
+                memset(body, 0, message_body_bytes(type));
+                for (uint32_t i = 0; i < count; i++) {
+                        uint32_t at = (uint32_t) random_below(state, BLOCK_PAGES);
+                        run[i].page = (random_next(state) % (ADDRESS_LIMIT >> KSM_PAGE_SHIFT) & ~(uint64_t) (BLOCK_PAGES - 1)) + at;
+                        run[i].n_pages = 1 + (uint32_t) random_below(state, BLOCK_PAGES - at);
+                        run[i].slot = (uint32_t) random_below(state, SEGMENT_SLOTS_MAX - run[i].n_pages);
+                }
+                break;
+        case MSG_CLIENTS_REQUEST:
         case MSG_SEGMENT_DROP: /* first word free, second reserved */
                 ((uint32_t *) body)[1] = 0;
                 break;

@@ -31,7 +31,7 @@ static void assert_client_cannot_change(int fd) {
         if (writable >= 0) {
                 assert_int_equal(pwrite(writable, "x", 1, 0), -1);
                 assert_int_equal(ftruncate(writable, 0), -1);
-                assert_int_equal(ftruncate(writable, (SLOTS + 1) * KSM_PAGE_SIZE), -1);
+                assert_int_equal(ftruncate(writable, (SLOTS + 2) * KSM_PAGE_SIZE), -1);
                 assert_int_equal(fallocate(writable, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, KSM_PAGE_SIZE), -1);
                 assert_true(mmap(NULL, KSM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, writable, 0) == MAP_FAILED);
                 close_fd(writable);
@@ -40,11 +40,11 @@ static void assert_client_cannot_change(int fd) {
 
 static void test_life(void **state) {
         struct segment_file *s;
-        assert_int_equal(segment_file_new(SLOTS, &s), 0);
+        assert_int_equal(segment_file_new(SLOTS, "key", 3, &s), 0);
         struct stat st;
         assert_int_equal(fstat(s->client_fd, &st), 0);
         assert_int_equal(st.st_mode & 07777, 0400);
-        assert_int_equal(st.st_size, SLOTS * KSM_PAGE_SIZE);
+        assert_int_equal(st.st_size, (SLOTS + 1) * KSM_PAGE_SIZE);
         assert_int_equal(fcntl(s->client_fd, F_GETFL) & O_ACCMODE, O_RDONLY);
 
         /* A client maps it before it is full, and sees what is filled in later. */
@@ -71,8 +71,8 @@ static void test_life(void **state) {
 
 static void test_bounds(void **state) {
         struct segment_file *s = NULL;
-        assert_int_equal(segment_file_new(0, &s), -EINVAL);
-        assert_int_equal(segment_file_new(SEGMENT_LIMIT_SLOTS + 1, &s), -EINVAL);
+        assert_int_equal(segment_file_new(0, NULL, 0, &s), -EINVAL);
+        assert_int_equal(segment_file_new(SEGMENT_LIMIT_SLOTS + 1, NULL, 0, &s), -EINVAL);
         assert_null(s);
         assert_null(segment_file_free(NULL));
 }
