@@ -5,12 +5,14 @@ import json
 import os
 import pathlib
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import time
 
 BUILD = pathlib.Path(os.environ.get("USERKSM_BUILD") or sys.argv[1]).resolve()
+PRESENT = 1 << 63  # of a pagemap entry
 FAST = ["--pass_millisecs=10", "--settle_millisecs=20", "--sleep_millisecs=1"]
 
 
@@ -121,6 +123,15 @@ class Victim:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait(20)
+
+
+def frames(victim, name, n):
+    """Page frame number of each page, 0 for none."""
+    address = int(victim.do("address", name).split()[1])
+    with open(f"/proc/{victim.pid}/pagemap", "rb") as f:
+        f.seek(address // 4096 * 8)
+        entries = struct.unpack(f"<{n}Q", f.read(n * 8))
+    return [e & ((1 << 55) - 1) if e & PRESENT else 0 for e in entries]
 
 
 def run(*tests):

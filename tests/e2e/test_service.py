@@ -4,7 +4,6 @@ WATCHDOG=1 in time, RELOADING=1, STOPPING=1, and a loop that hangs stops the wat
 Then that it merges as a user without any capability."""
 import json
 import os
-import select
 import shutil
 import signal
 import socket
@@ -15,85 +14,9 @@ import tempfile
 import time
 
 from harness import BUILD, run, until
+from supervisor import EXEC_FAILED, WATCHDOG_USEC, Supervisor
 
-WATCHDOG_USEC = 1_000_000
-EXEC_FAILED = 125
 NOBODY = 65534
-
-
-class Supervisor:
-    """Starts the daemon with a listening socket as fd 3 and collects what it tells $NOTIFY_SOCKET."""
-
-    def __init__(self, kind=socket.SOCK_SEQPACKET):
-        self.directory = tempfile.mkdtemp(prefix="userksm-test-")
-        self.path = self.directory + "/passed"
-        self.listener = socket.socket(socket.AF_UNIX, kind)
-        self.listener.bind(self.path)
-        self.listener.listen(64)
-        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.notify.bind(self.directory + "/notify")
-        self.messages = []  # (time, line)
-        self.log = open(self.directory + "/log", "ab")
-        self.pid = os.fork()
-        if self.pid == 0:
-            self.exec_daemon()
-
-    def exec_daemon(self):
-        try:
-            os.dup2(self.log.fileno(), 2)
-            os.dup2(self.listener.fileno(), 3)
-            os.set_inheritable(3, True)  # dup2 does it, unless it was fd 3 already
-            daemon = str(BUILD / "daemon/userksmd")
-            environment = {**os.environ, "LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": "userksm",
-                           "NOTIFY_SOCKET": self.directory + "/notify", "WATCHDOG_USEC": str(WATCHDOG_USEC),
-                           "WATCHDOG_PID": str(os.getpid())}
-            # The path is that of no socket: it must use the one it was given.
-            os.execve(daemon, [daemon, "--socket", self.directory + "/not-this-one"], environment)
-        finally:
-            os._exit(EXEC_FAILED)
-
-    def listen(self, seconds):
-        """Takes messages for that long, or until the first arrives."""
-        if select.select([self.notify], [], [], seconds)[0]:
-            for line in self.notify.recv(4096).decode().splitlines():
-                self.messages.append((time.monotonic(), line))
-
-    def said(self):
-        return open(self.directory + "/log").read()
-
-    def wait_for(self, line, times=1, seconds=20):
-        def arrived():
-            self.listen(0.05)
-            if os.waitpid(self.pid, os.WNOHANG)[0]:
-                self.pid = None
-                raise AssertionError(f"the daemon ended before it said {line}: {self.said()}")
-            return len(self.times(line)) >= times
-        until(arrived, seconds, f"{line} from the daemon")
-
-    def times(self, line):
-        return [t for t, m in self.messages if m == line]
-
-    def wait(self):
-        pid, status = 0, 0
-
-        def ended():
-            nonlocal pid, status
-            self.listen(0)
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            return pid
-        until(ended, 20, "the daemon ends")
-        while select.select([self.notify], [], [], 0)[0]:
-            self.listen(0)
-        self.pid = None
-        return os.waitstatus_to_exitcode(status)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.pid:
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
 
 
 def ctl(path, *arguments):
@@ -103,57 +26,60 @@ def ctl(path, *arguments):
 
 def life_of_a_service():
     with Supervisor() as s:
+        s.start()
         # Somebody who connects before the daemon runs waits in the queue and is served.
-        early = subprocess.Popen([BUILD / "ctl/ksmctl", "--socket", s.path, "get", "run"], stdout=subprocess.PIPE,
+        early = subprocess.Popen([BUILD / "ctl/ksmctl", "--socket", s.socket, "get", "run"], stdout=subprocess.PIPE,
                                  text=True)
         s.wait_for("READY=1")
         assert early.communicate(timeout=20)[0] == "1\n"
         assert not os.path.exists(s.directory + "/not-this-one"), "it made one of its own"
-        assert ctl(s.path, "stats").returncode == 0
+        assert ctl(s.socket, "stats").returncode == 0
 
         s.wait_for("WATCHDOG=1", 5)
         signs = s.times("READY=1")[:1] + s.times("WATCHDOG=1")
         gaps = [b - a for a, b in zip(signs, signs[1:])]
         assert max(gaps) < WATCHDOG_USEC / 1e6, f"signs of life too far apart for the watchdog: {gaps}"
 
-        os.kill(s.pid, signal.SIGHUP)
+        os.kill(s.process.pid, signal.SIGHUP)
         s.wait_for("RELOADING=1")
         s.wait_for("READY=1", 2)
 
-        os.kill(s.pid, signal.SIGTERM)
-        status = s.wait()
+        os.kill(s.process.pid, signal.SIGTERM)
+        status = s.process.wait()
         assert status == 0, f"SIGTERM: exit status {status}"
+        s.heard_all()
         assert s.times("STOPPING=1"), "it did not say STOPPING=1"
-        assert os.path.exists(s.path), "it removed a socket that is the supervisor's"
+        assert os.path.exists(s.socket), "it removed a socket that is the supervisor's"
         # The socket outlives it: who connects now waits for the next one.
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as c:
-            c.connect(s.path)
+            c.connect(s.socket)
 
 
 def hung_loop_is_noticed():
     with Supervisor() as s:
+        s.start()
         s.wait_for("READY=1")
         s.wait_for("WATCHDOG=1")
-        os.kill(s.pid, signal.SIGSTOP)
-        until(lambda: open(f"/proc/{s.pid}/stat").read().rsplit(")", 1)[1].split()[0] == "T", 10, "it is stopped")
-        while select.select([s.notify], [], [], 0)[0]:  # what was sent before
-            s.listen(0)
+        os.kill(s.process.pid, signal.SIGSTOP)
+        until(lambda: open(f"/proc/{s.process.pid}/stat").read().rsplit(")", 1)[1].split()[0] == "T", 10, "it is stopped")
+        s.heard_all()
         before = len(s.messages)
-        end = time.monotonic() + WATCHDOG_USEC / 1e6
-        while time.monotonic() < end:
-            s.listen(end - time.monotonic() if end > time.monotonic() else 0)
+        time.sleep(WATCHDOG_USEC / 1e6)  # long enough for one
+        s.heard_all()
         assert len(s.messages) == before, "a stopped daemon gave a sign of life"
-        os.kill(s.pid, signal.SIGCONT)
+        os.kill(s.process.pid, signal.SIGCONT)
         s.wait_for("WATCHDOG=1", len(s.times("WATCHDOG=1")) + 1)
-        os.kill(s.pid, signal.SIGTERM)
-        assert s.wait() == 0
+        os.kill(s.process.pid, signal.SIGTERM)
+        assert s.process.wait() == 0
 
 
 def wrong_socket_is_refused():
     """Handed a socket of another kind: a clear end, not a daemon that nobody can reach."""
     with Supervisor(kind=socket.SOCK_STREAM) as s:
-        status = s.wait()
+        s.start()
+        status = s.process.wait()
         assert status not in (0, EXEC_FAILED), status
+        s.heard_all()
         assert not s.times("READY=1")
         assert "SEQPACKET" in s.said(), f"it did not say why: {s.said()}"
 

@@ -3,25 +3,14 @@
 max_page_sharing, merge domains, VMA budget, unmerge, churn, a restart of the daemon."""
 import os
 import signal
-import struct
 import subprocess
 from collections import Counter
 from errno import ENOENT
 
-from harness import BUILD, Daemon, Victim, rollup, run, skip, until
+from harness import BUILD, Daemon, Victim, frames, rollup, run, skip, until
 
 PAGES = 512
-PRESENT = 1 << 63
 NOBODY, OTHER = 65534, 65533
-
-
-def frames(victim, name, n):
-    """Page frame number of each page, 0 for none."""
-    address = int(victim.do("address", name).split()[1])
-    with open(f"/proc/{victim.pid}/pagemap", "rb") as f:
-        f.seek(address // 4096 * 8)
-        entries = struct.unpack(f"<{n}Q", f.read(n * 8))
-    return [e & ((1 << 55) - 1) if e & PRESENT else 0 for e in entries]
 
 
 def n_maps(pid):
