@@ -66,6 +66,11 @@ int context_move(const struct context *c, uint64_t dst, uint64_t src, uint64_t l
         return (int) sys_ioctl(c->fd, UFFDIO_MOVE, &m);
 }
 
+int context_copy(const struct context *c, uint64_t dst, uint64_t src) {
+        struct uffdio_copy x = { .dst = dst, .src = src, .len = KSM_PAGE_SIZE, .mode = UFFDIO_COPY_MODE_DONTWAKE };
+        return (int) sys_ioctl(c->fd, UFFDIO_COPY, &x);
+}
+
 int context_continue(const struct context *c, uint64_t start, uint64_t end, uint64_t *ret_end) {
         struct uffdio_continue x = { .range = { start, end - start },
                                      .mode = UFFDIO_CONTINUE_MODE_WP | UFFDIO_CONTINUE_MODE_DONTWAKE };

@@ -173,6 +173,17 @@ static uint64_t place(struct advice *d, uint64_t equal) {
 
 /* -- closing ------------------------------------------------------------------------------------------------------- */
 
+/* The page cannot be moved back: something was changed past the lock. True: it is where it belongs, or belongs nowhere any more.
+ * Another protection, a lock or a name forbids UFFDIO_MOVE, but no UFFDIO_COPY. The frame is another one then, which nobody can
+ * tell: it was exclusive and unpinned. COPY needs a mapping that is registered, which one made meanwhile is not (ENOENT, as
+ * where there is none), and an empty entry (EEXIST): what is there now is right. A discard is not heard of by this: COPY waits
+ * for its event to be read (EAGAIN), and move_back leaves what was removed. */
+static bool give_back(struct advice *d, unsigned i) {
+        struct agent *a = d->t->a;
+        int r = context_copy(&a->guard, page_address(d->t->base, i), scratch_address(a, i));
+        return r == 0 || r == -EEXIST || r == -ENOENT || r == -EINVAL;
+}
+
 static void move_back(struct advice *d, uint64_t back) {
         struct transition *t = d->t;
         struct agent *a = t->a;
@@ -200,19 +211,11 @@ static void move_back(struct advice *d, uint64_t back) {
                         /* A raw fork made it non-exclusive: a write does the opposite. */
                         volatile uint8_t *p = (volatile uint8_t *) scratch_address(a, (unsigned) __builtin_ctzll(first));
                         *p = *p;
-                } else if (r == -EEXIST || r == -EINVAL || r == -ENOENT) {
-                        /* EEXIST with the page still here: the program put something else there, past the lock; no such
-                         * VMA: it unmapped it. What is there now is right. */
-                        struct look look;
-                        struct vma v;
-                        uint64_t address = page_address(t->base, (unsigned) __builtin_ctzll(first));
-                        bool there = look_at(a->pagemap_fd, t->base, BLOCK_PAGES, &look) == 0 && look.present & first;
-                        bool gone = vma_query(a->maps_fd, address, false, &v) < 0 || !vma_is_candidate(&v);
-                        if (there || gone) {
-                                a->raw = true;
-                                back &= ~first;
-                                continue;
-                        }
+                } else if ((r == -EEXIST || r == -EINVAL || r == -ENOENT) &&
+                           give_back(d, (unsigned) __builtin_ctzll(first))) {
+                        a->raw = true;
+                        back &= ~first;
+                        continue;
                 }
                 if (++tries > BACK_TRIES)
                         __builtin_trap(); /* the program's bytes cannot be given back: would corrupt */

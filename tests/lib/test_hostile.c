@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -144,6 +145,87 @@ static void test_protection(void **state) {
         assert_block(b, 0, PAGES);
         merge(b);
         assert_block(b, 0, PAGES);
+}
+
+struct change {
+        uint8_t *page;
+        int (*make)(uint8_t *page);
+};
+
+static int forbid_writing(uint8_t *page) {
+        return (int) sys_mprotect((uint64_t) page, KSM_PAGE_SIZE, PROT_READ);
+}
+
+static int forbid_all(uint8_t *page) {
+        return (int) sys_mprotect((uint64_t) page, KSM_PAGE_SIZE, PROT_NONE);
+}
+
+static int lock(uint8_t *page) {
+        return (int) syscall(SYS_mlock, page, KSM_PAGE_SIZE);
+}
+
+static int unmap(uint8_t *page) {
+        return (int) sys_munmap((uint64_t) page, KSM_PAGE_SIZE);
+}
+
+static int map_anew(uint8_t *page) {
+        return sys_is_error(sys_mmap((uint64_t) page, KSM_PAGE_SIZE, PROT_READ | PROT_WRITE,
+                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+}
+
+static int map_file(uint8_t *page) {
+        int fd = open("/proc/self/exe", O_RDONLY);
+        long r = sys_mmap((uint64_t) page, KSM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, 0);
+        close(fd);
+        return sys_is_error(r);
+}
+
+static int name(uint8_t *page) {
+        return prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, page, KSM_PAGE_SIZE, "name");
+}
+
+static void *change_in_transition(void *p) {
+        struct change *c = p;
+        while (!*(struct transition *volatile *) &A.current)
+                ;
+        const struct timespec pause = { .tv_nsec = 30000000 };
+        (void) nanosleep(&pause, NULL);
+        return (void *) (intptr_t) c->make(c->page);
+}
+
+/* Past the mapping lock, while the page is away: it comes back all the same, or what is there now stays. */
+static void test_changed_without_libc(void **state) {
+        static int (*const changes[])(uint8_t *) = { forbid_writing, forbid_all, lock,    name,
+                                                     unmap,          map_anew,   map_file };
+        for (unsigned k = 0; k < ARRAY_SIZE(changes); k++) {
+                uint8_t *b = block_new(), status[64], want[KSM_PAGE_SIZE];
+                fill_block(b);
+                fill(page_at(b, 10), 100); /* unequal: has to come back */
+                struct change change = { page_at(b, 10), changes[k] };
+                pthread_t t;
+                pthread_create(&t, NULL, change_in_transition, &change);
+                assert_int_equal(fault_arm("hole_compared:delay:1:100000", NULL), 0);
+                (void) apply(APPLY_MERGE, b, 0, PAGES, 0, status);
+                (void) fault_arm(NULL, NULL);
+                bool made = !join_draining(t);
+                assert_true(made || changes[k] == name); /* not every kernel has names */
+                assert_int_equal(A.raw, made);
+                A.raw = false;
+                assert_int_equal(status[10], APPLY_CHANGED);
+                if (changes[k] == forbid_writing || changes[k] == forbid_all)
+                        assert_int_equal(mprotect(page_at(b, 10), KSM_PAGE_SIZE, PROT_READ | PROT_WRITE), 0);
+                fill(want, changes[k] == map_anew ? 0 : 100);
+                if (changes[k] == map_file)
+                        assert_memory_equal(page_at(b, 10), "\177ELF", 4);
+                else if (changes[k] == unmap)
+                        assert_int_equal(msync(page_at(b, 10), KSM_PAGE_SIZE, MS_ASYNC), -1);
+                else
+                        assert_memory_equal(page_at(b, 10), want, KSM_PAGE_SIZE);
+                assert_block(b, 0, 10);
+                assert_block(b, 11, PAGES);
+                munmap(b, BLOCK_BYTES);
+                registry_forget(&A, (uint64_t) b, (uint64_t) b + BLOCK_BYTES);
+        }
 }
 
 /* A page that was copied on write cannot be restored; behind it in its mapping lies the next slot of the segment. */
@@ -371,6 +453,7 @@ int main(void) {
                 cmocka_unit_test(test_spliced_huge_page),
                 cmocka_unit_test(test_unmapped_in_the_middle),
                 cmocka_unit_test(test_protection),
+                cmocka_unit_test(test_changed_without_libc),
                 cmocka_unit_test(test_growth),
                 cmocka_unit_test(test_populate_write),
                 cmocka_unit_test(test_foreign_writes),
