@@ -118,6 +118,26 @@ static void test_fork_child_reads_the_same(void **state) {
         assert_int_equal(file_pages(b), ~0ULL);
 }
 
+/* Advice is no permission: what the program did not register, or what must not be shared, stays as it is. */
+static void test_only_what_is_registered(void **state) {
+        uint8_t *b = block_new(), status[64];
+        for (unsigned i = 0; i < PAGES; i++)
+                fill(b + i * KSM_PAGE_SIZE, i % CONTENTS);
+        const uint64_t at = (uint64_t) b;
+        assert_int_equal(registry_unregister(&A, at + 8 * KSM_PAGE_SIZE, at + 16 * KSM_PAGE_SIZE, true), 0);
+        assert_int_equal(rangeset_add(&A.excluded, at + 24 * KSM_PAGE_SIZE, at + 32 * KSM_PAGE_SIZE), 0);
+        for (unsigned round = 0; round < 2; round++) {
+                (void) apply(round ? APPLY_MERGE : APPLY_ZERO, b, 0, PAGES, 0, status);
+                for (unsigned i = 0; i < PAGES; i++) {
+                        bool left = (i >= 8 && i < 16) || (i >= 24 && i < 32);
+                        assert_int_equal(status[i] == APPLY_VMA_GONE, left || (round && i % CONTENTS == 0));
+                }
+        }
+        assert_int_equal(file_pages(b) & 0xff00ff00, 0);
+        assert_true(file_pages(b));
+        assert_int_equal(rangeset_remove(&A.excluded, at, at + BLOCK_BYTES), 0);
+}
+
 /* -- the same under fire ------------------------------------------------------------------------------------------- */
 
 #define FIRE_BLOCKS 768
@@ -218,6 +238,7 @@ int main(void) {
                 cmocka_unit_test(test_zero),
                 cmocka_unit_test(test_discard_reads_zeros),
                 cmocka_unit_test(test_fork_child_reads_the_same),
+                cmocka_unit_test(test_only_what_is_registered),
                 cmocka_unit_test(test_lost_writes),
         };
         return cmocka_run_group_tests(tests, rig_setup, NULL);

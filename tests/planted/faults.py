@@ -8,7 +8,7 @@ TESTS = {
     "torture 20 s": ["tests/e2e/test_shim_torture.py", "--seconds=20", "--delay-usec=2000", "--regions=2"],
     "chaos 20 s": ["tests/e2e/test_shim_torture.py", "--chaos", "--seconds=20", "--delay-usec=500"],
 }
-LIB = ("transitions", "discards", "hostile", "fork")
+LIB = ("transitions", "discards", "hostile", "remerge", "fork")
 SHIM = ("torture 20 s", "chaos 20 s")
 
 
@@ -41,6 +41,13 @@ FAULTS = [
           LIB + SHIM),
     Fault("nothing-moved-back", "I1, 6.1 step 4", "unequal pages stay in scratch", "lib/hole.c",
           "        move_back(d, moved & ~placed);\n", "", LIB),
+    Fault("changed-not-given-back", "I7, 6.1 step 4", "a page whose mapping was changed past the lock is taken for gone", "lib/hole.c",
+          "        int r = context_copy(&a->guard, page_address(d->t->base, i), scratch_address(a, i));", "        int r = a->raw ? 0 : -ENOENT;",
+          ("hostile",)),
+    Fault("copied-into-anything", "I7, 6.1 step 4", "a page goes back into a mapping that was made meanwhile", "lib/hole.c",
+          "        int r = context_copy(&a->guard, page_address(d->t->base, i), scratch_address(a, i));",
+          "        (void) context_register(&a->guard, page_address(d->t->base, i), page_address(d->t->base, i + 1), UFFDIO_REGISTER_MODE_MISSING);\n"
+          "        int r = context_copy(&a->guard, page_address(d->t->base, i), scratch_address(a, i));", ("hostile",)),
     Fault("no-drain-before-place", "I7, 6.1 step 5", "a discard during the transition is overlooked", "lib/hole.c",
           "        agent_drain(a);\n        equal &= ~t->removed;\n", "", LIB + ("shim-raw",) + SHIM),
     Fault("no-wake", "6.1 step 5", "accesses that waited are not woken", "lib/transition.c",
