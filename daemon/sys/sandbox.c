@@ -80,8 +80,8 @@ int sandbox_enter(void) {
         if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
                 return -errno;
         scmp_filter_ctx ctx = seccomp_init(SCMP_ACT_KILL_PROCESS);
-        if (!ctx)
-                return -ENOMEM;
+        if (!ctx) /* no memory, or the system call seccomp itself is denied: libseccomp asks it which actions there are */
+                return -EPERM;
         int r = 0;
         for (size_t i = 0; i < ARRAY_SIZE(allowed) && r == 0; i++)
                 r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, allowed[i], 0);

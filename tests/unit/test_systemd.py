@@ -78,6 +78,25 @@ with tempfile.TemporaryDirectory() as directory:
         check("tmpfiles makes /run/userksm", made.is_dir() and made.stat().st_mode & 0o777 == 0o755
               and made.stat().st_uid != 0, output)
 
+
+def calls_of(text):
+    """The system calls of a SystemCallFilter=, groups expanded."""
+    calls = set()
+    for word in text.split():
+        if word.startswith("@"):
+            lines = run("systemd-analyze", "syscall-filter", word)[1].splitlines()[1:]
+            calls |= calls_of(" ".join(line.strip() for line in lines if not line.strip().startswith("#")))
+        else:
+            calls.add(word)
+    return calls
+
+
+# The daemon narrows this filter by one of its own. What is missing here fails there, the call that does it included.
+filtered = calls_of(re.search(r"(?m)^SystemCallFilter=(.*)", service.read_text()).group(1))
+own = set(re.findall(r"SCMP_SYS\((\w+)\)", (source / "../daemon/sys/sandbox.c").read_text())) | {"seccomp"}
+check("SystemCallFilter= has all that the daemon's own list has", len(own) > 50 and not own - filtered,
+      str(sorted(own - filtered)))
+
 sysctl = (source / "userksm.sysctl").read_text()
 check("sysctl drop-in has one known key",
       re.findall(r"(?m)^[a-z].*", sysctl) == ["vm.max_map_count = 262144"]
