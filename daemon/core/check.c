@@ -191,7 +191,7 @@ static const char *check_groups(struct core *c, const struct segment *s) {
 
 static const char *check_segment(struct core *c, struct domain *d, struct segment *s, struct totals *t) {
         struct recount *n;
-        uint32_t n_writing = 0, n_live = 0, n_dead = 0, n_sharers = 0;
+        uint32_t n_writing = 0, n_live = 0, n_dead = 0, n_sharers = 0, n_lonely = 0;
         const char *error = NULL;
 
         n = memory_realloc(&c->memory, NULL, 0, s->n_slots * sizeof(*n));
@@ -209,6 +209,7 @@ static const char *check_segment(struct core *c, struct domain *d, struct segmen
                 n_live += slot->state == SLOT_LIVE;
                 n_dead += slot->state == SLOT_DEAD;
                 n_sharers += slot->sharers;
+                n_lonely += slot->sharers == 1;
                 t->shared += slot->sharers > 0;
                 if (slot->sharers != n[i].sharers || slot->pending != n[i].pending + is_held)
                         error = "sharers of a slot are miscounted";
@@ -221,6 +222,7 @@ static const char *check_segment(struct core *c, struct domain *d, struct segmen
         if (error)
                 return error;
         REQUIRE(n_writing == s->n_writing && n_live == s->n_live && n_sharers == s->n_sharers, "slots of a segment are miscounted");
+        REQUIRE(n_lonely == s->n_lonely, "slots with one sharer are miscounted");
         REQUIRE(n_dead == s->n_dead + s->n_lost, "dead slots of a segment are miscounted");
         REQUIRE(s->n_writing + s->n_live + s->n_dead + s->n_lost <= s->next_slot, "more slots in use than given");
         t->sharers += n_sharers;
@@ -272,7 +274,7 @@ static void check_entry(void *userdata, struct index_entry e) {
 
 static const char *check_domain(struct core *c, struct domain *d, struct totals *t) {
         struct entries x = { .c = c, .d = d };
-        uint64_t registered = 0, given = 0, dead = 0, unshared = 0;
+        uint64_t registered = 0, given = 0, leaving = 0, dead = 0, unshared = 0;
 
         for (uint32_t u = 0; u < d->n_units; u++) {
                 struct segment *s = d->units[u];
@@ -281,13 +283,14 @@ static const char *check_domain(struct core *c, struct domain *d, struct totals 
                 if (!s || s->base != u * SEGMENT_UNIT)
                         continue;
                 given += s->n_writing + s->n_live + s->n_dead;
+                leaving += s->events & SEGMENT_CLEANING ? s->n_writing + s->n_live + s->n_dead : 0;
                 dead += s->n_dead;
                 error = check_segment(c, d, s, t);
                 if (error)
                         return error;
         }
         REQUIRE(!d->cleaning || segment_of(d, d->cleaning->base) == d->cleaning, "a segment is cleaned that went");
-        REQUIRE(given == d->given_slots && dead == d->dead_slots, "slots of a domain are miscounted");
+        REQUIRE(given == d->given_slots && leaving == d->leaving_slots && dead == d->dead_slots, "slots of a domain are miscounted");
         index_each(&d->index, check_entry, &x);
         if (x.error)
                 return x.error;

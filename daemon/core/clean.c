@@ -8,17 +8,21 @@
  * sharers meanwhile, and is dropped when nothing lies in it.
  *
  * Which: at least half dead, and cheap for what it gives (moved pages against freed ones). When more of a domain's slots are dead
- * than live the cheapest is cleaned whatever it costs, so dead memory stays below the live. When dead slots stand in the way of
- * the domain's bound, a smaller part of them is enough, and the segment that is being filled is no exception: in a small domain it is
- * the only one. One at a time and domain. */
+ * than live the cheapest is cleaned whatever it costs, so dead memory stays below the live. When the domain's bound stands in
+ * the way of a publish, a smaller part is enough, and slots that only one page maps count as well: they save nothing, and their
+ * pages end as private memory. The open segment is given up for it, if it must be: a domain whose bound is below a segment would
+ * never have another. One after the other in a domain; the next may begin when all pages of the one before are on their way. */
 #include "daemon/core/internal.h"
 
 /* Pages to move for one that comes free: a move costs 2 to 4 us, once. */
 #define CLEAN_CHEAP 2
-/* After so many the next segment has its turn: some pages of this one cannot be moved now. */
-#define CLEAN_ROUNDS 16
-/* When the domain may publish no more, a segment is worth it with this part of it dead. */
+/* After so many, with nobody sharing from it any more, the next segment has its turn: merges that were asked for before come in
+ * within one or two. What is still mapped goes when it is found ragged. */
+#define CLEAN_ROUNDS 3
+/* When the domain may publish no more, a segment is worth it with this part of what it holds dead, or shared by nobody. */
 #define CLEAN_FULL_DIVISOR 8
+/* The open segment is given up for this part of it. */
+#define CLEAN_OPEN_DIVISOR 8
 #define PAGES_PER_MIB 256
 
 /* Live slots are bounded by what the domain has registered. Dead ones take memory, too: they may be half as much again, and
@@ -26,11 +30,9 @@
 bool clean_leaves_room(struct core *c, struct domain *d, uint64_t n_slots) {
         uint64_t share = (uint64_t) ((unsigned __int128) d->registered_pages * (uint64_t) c->tunables.segment_share_permille / 1000);
         uint64_t most = MIN(share, (uint64_t) c->tunables.segment_max_mbytes * PAGES_PER_MIB);
-        uint64_t leaving = d->cleaning ? d->cleaning->n_live + d->cleaning->n_dead : 0;
 
-        if (d->given_slots - d->dead_slots + n_slots > most)
-                return false;
-        if (d->given_slots + n_slots <= most + most / 2 + leaving)
+        if (d->given_slots - d->dead_slots + n_slots <= most &&
+            d->given_slots + n_slots <= most + most / 2 + d->leaving_slots)
                 return true;
         d->is_full = true;
         return false;
@@ -41,15 +43,22 @@ struct sparse {
         uint64_t n_live, n_dead;
 };
 
+/* Slots that a cleaning gives back to a full domain. */
+static uint64_t gain(const struct segment *s) {
+        return s->n_dead + s->n_lonely;
+}
+
 static bool is_candidate(const struct domain *d, const struct segment *s) {
-        return (s != d->open || d->is_full) && s->n_writing == 0 && s->n_live > 0 &&
-               (s->n_dead >= s->n_live || (d->is_full && s->n_dead >= s->n_slots / CLEAN_FULL_DIVISOR)) &&
-               !(s->events & (SEGMENT_CLEANING | SEGMENT_DROP_DUE));
+        if (s->n_writing > 0 || s->n_live == 0 || s->events & (SEGMENT_CLEANING | SEGMENT_DROP_DUE | SEGMENT_HELD))
+                return false;
+        if (d->is_full && gain(s) * CLEAN_FULL_DIVISOR >= s->n_dead + s->n_live)
+                return true;
+        return s->n_dead >= s->n_live && (s != d->open || s->n_dead >= s->n_slots / CLEAN_OPEN_DIVISOR);
 }
 
 /* a gives more for each page to move. */
 static bool is_cheaper(const struct segment *a, const struct segment *b) {
-        return !b || (uint64_t) a->n_dead * b->n_sharers > (uint64_t) b->n_dead * a->n_sharers;
+        return !b || gain(a) * b->n_sharers > gain(b) * a->n_sharers;
 }
 
 static void clean_choose(struct domain *d) {
@@ -71,7 +80,8 @@ static void clean_choose(struct domain *d) {
                 return;
         d->is_full = false;
         x.best->events |= SEGMENT_CLEANING;
-        if (d->open == x.best)
+        d->leaving_slots += x.best->n_live + x.best->n_dead;
+        if (d->open == x.best) /* what is not given of it costs no memory */
                 d->open = NULL;
         d->cleaning = x.best;
         d->clean_group = d->clean_rounds = 0;

@@ -132,6 +132,7 @@ struct segment {
         uint32_t next_slot;     /* first not given to a strip */
         uint32_t n_writing, n_live, n_dead;
         uint32_t n_sharers;     /* of all its slots */
+        uint32_t n_lonely;      /* slots with one sharer: they save nothing */
         uint32_t n_lost;        /* given but never written */
         uint32_t n_extents;     /* mapped: also by pages that share nothing any more */
         uint32_t held_next;
@@ -161,9 +162,10 @@ struct domain {
         struct segment *cleaning; /* being emptied */
         uint32_t clean_group, clean_rounds; /* how far, and how often round */
         uint32_t found_unit;                /* of the segment that an agent reported last */
-        bool is_full;             /* a publish was refused by the bound on given_slots */
+        bool is_full;             /* a publish was refused by the bound on its slots */
         uint64_t registered_pages;
         uint64_t given_slots, dead_slots; /* of its segments: being written, live or dead; of them dead */
+        uint64_t leaving_slots;           /* given, in segments that have been cleaned or are */
         bool is_reading;
         struct turn_list turns[TURN_KINDS];
         uint32_t turn_next[TURN_KINDS];

@@ -100,7 +100,8 @@ static bool may_publish(struct publishing *p, unsigned i, unsigned n, bool *ret_
         *ret_waits = !is_long && !(b->flags & BLOCK_SHORT_DUE) && !client_merging_now(p->cl);
         if (*ret_waits)
                 return false;
-        return clean_leaves_room(c, d, (uint64_t) __builtin_popcountll(p->sources)) && client_has_vmas(c, p->cl, 2, is_long) && client_has_vmas(c, partner_client(p, i), 2, is_long);
+        return clean_leaves_room(c, d, (uint64_t) __builtin_popcountll(p->sources)) &&
+               client_has_vmas(c, p->cl, 2, is_long) && client_has_vmas(c, partner_client(p, i), 2, is_long);
 }
 
 static void select_runs(struct publishing *p) {

@@ -3,7 +3,8 @@
  * An extent is ragged when less than a quarter of it shares or is about to, or, when the client's VMAs are nearly used up,
  * when it takes more than one VMA for four pages that it saves. What was written only just is on its way back into sharing, or
  * is hot; nobody can tell yet. So an extent is restored when it is ragged at two looks in a row (16 passes apart, unless
- * something called for a look in between). Its pages lie in anonymous memory then, and are candidates like any others.
+ * something called for a look in between); at the first, when nothing of it waits for anything and its segment is being cleaned.
+ * Its pages lie in anonymous memory then, and are candidates like any others.
  *
  * A page that was copied on write and may be pinned is refused. Its block is marked, and all marked blocks of the client are
  * tried again together, after 1 s at first and up to 64 s. */
@@ -54,6 +55,19 @@ static bool is_ragged(const struct core *c, const struct block *b, const struct 
                (!client_has_vmas(c, block_client(c, b), 0, false) && extent_vmas(c, b, e) * 4 > kept);
 }
 
+/* Keeps a segment that has been cleaned, for nothing. */
+static bool is_left_over(const struct core *c, const struct block *b, const struct extent *e) {
+        if (!(segment_of(client_domain(c, block_client(c, b)), e->slot)->events & SEGMENT_CLEANING))
+                return false;
+        for (uint64_t m = e->mapped; m; m &= m - 1) {
+                enum page_state s = record_state(b->page[__builtin_ctzll(m)]);
+
+                if (s == PAGE_MERGED || s == PAGE_FRESH || is_on_its_way(s))
+                        return false;
+        }
+        return true;
+}
+
 static bool is_unmerged(const struct core *c, const struct block *b, unsigned i) {
         return c->is_unmerging || scan_is_unmerged(block_client(c, b), (b->number << BLOCK_SHIFT) + i);
 }
@@ -73,15 +87,17 @@ uint64_t restore_pages(const struct core *c, const struct block *b) {
 
 void restore_judge(struct core *c, uint32_t block) {
         struct block *b = block_at(c, block);
-        bool ragged = false;
+        bool ragged = false, left_over = false;
 
         if (b->extents == NIL || b->flags & BLOCK_REFUSED)
                 return;
-        for (uint32_t id = b->extents; id != NIL; id = extent_at(c, id)->block_next)
+        for (uint32_t id = b->extents; id != NIL; id = extent_at(c, id)->block_next) {
                 ragged |= is_ragged(c, b, extent_at(c, id));
+                left_over |= is_left_over(c, b, extent_at(c, id));
+        }
         if (!ragged)
                 b->flags &= (uint16_t) ~BLOCK_DOUBTFUL;
-        else if (b->flags & BLOCK_DOUBTFUL)
+        else if (b->flags & BLOCK_DOUBTFUL || left_over)
                 b->flags |= BLOCK_RAGGED;
         else
                 b->flags |= BLOCK_DOUBTFUL;

@@ -86,6 +86,8 @@ void segment_free(struct core *c, struct segment *s) {
         for (uint32_t u = s->base / SEGMENT_UNIT; u < (s->base + s->n_slots) / SEGMENT_UNIT; u++)
                 d->units[u] = NULL;
         d->given_slots -= segment_given(s);
+        if (s->events & SEGMENT_CLEANING)
+                d->leaving_slots -= segment_given(s);
         if (d->cleaning == s)
                 d->cleaning = NULL;
         d->n_segments--;
@@ -296,22 +298,28 @@ void slot_unpend(struct core *c, struct domain *d, uint32_t slot) {
         die_if_unused(c, d, slot);
 }
 
+static void count_sharers(struct core *c, struct segment *segment, struct slot *s, int change) {
+        c->slots_shared -= s->sharers > 0;
+        segment->n_lonely -= s->sharers == 1;
+        s->sharers = (s->sharers + (uint32_t) change) & SLOT_SHARERS_MAX;
+        c->slots_shared += s->sharers > 0;
+        segment->n_lonely += s->sharers == 1;
+        segment->n_sharers += (uint32_t) change;
+        c->slots_sharers += (uint64_t) (int64_t) change;
+}
+
 void slot_share(struct core *c, struct domain *d, uint32_t slot) {
         struct slot *s = slot_at(d, slot);
 
         assert(s->state == SLOT_LIVE && s->pending > 0);
         s->pending--;
-        segment_of(d, slot)->n_sharers++;
-        c->slots_shared += s->sharers++ == 0;
-        c->slots_sharers++;
+        count_sharers(c, segment_of(d, slot), s, 1);
 }
 
 void slot_unshare(struct core *c, struct domain *d, uint32_t slot) {
         struct slot *s = slot_at(d, slot);
 
         assert(s->state == SLOT_LIVE && s->sharers > 0);
-        segment_of(d, slot)->n_sharers--;
-        c->slots_shared -= --s->sharers == 0;
-        c->slots_sharers--;
+        count_sharers(c, segment_of(d, slot), s, -1);
         die_if_unused(c, d, slot);
 }

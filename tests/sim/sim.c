@@ -259,7 +259,7 @@ static void come_to_rest(struct world *w) {
         REQUIRE(n.tracked_pages == 0 && n.runs == 0 && n.vmas_used == 0 && n.domains == 0 && n.segments == 0);
 }
 
-static uint64_t relocated, restarted;
+static uint64_t relocated, restarted, dropped;
 
 static uint64_t history(uint64_t seed, unsigned steps) {
         struct world *w = world_new(seed, NULL);
@@ -271,6 +271,7 @@ static uint64_t history(uint64_t seed, unsigned steps) {
         (void) core_tunable_set(w->core, TUNABLE_pass_millisecs, 50, w->now_usec);
         (void) core_tunable_set(w->core, TUNABLE_settle_millisecs, 50, w->now_usec);
         (void) core_tunable_set(w->core, TUNABLE_adopt_grace_millisecs, (int64_t) world_random(w, 2000), w->now_usec);
+        (void) core_tunable_set(w->core, TUNABLE_stable_node_chains_prune_millisecs, 1 + (int64_t) world_random(w, 200), w->now_usec);
         w->collision_bits = seed % 3 == 0 ? 7 : 0;
         w->fail_permille = seed % 2 ? 50 : 0;
         for (unsigned i = 0; i < 4; i++)
@@ -285,6 +286,7 @@ static uint64_t history(uint64_t seed, unsigned steps) {
         n = world_counters(w);
         merges = (uint64_t) n.merges;
         restarted += n.segments_adopted > 0;
+        dropped += w->n_dropped;
         come_to_rest(w);
         relocated += w->n_relocated;
         world_free(w);
@@ -345,8 +347,8 @@ int main(int argc, char **argv) {
         quiet_and_hot(seed);
         for (unsigned i = 0; i < histories; i++)
                 merges += history(seed + i, steps);
-        printf("%u histories of %u steps, %" PRIu64 " merges, %" PRIu64 " inside mappings, %" PRIu64 " ended after a restart\n", histories, steps, merges,
-               relocated, restarted);
+        printf("%u histories of %u steps, %" PRIu64 " merges, %" PRIu64 " inside mappings, %" PRIu64 " segments dropped, %" PRIu64
+               " ended after a restart\n", histories, steps, merges, relocated, dropped, restarted);
         table(seed, 4, 16384);
         return merges > 0 || histories == 0 ? 0 : 1;
 }

@@ -135,9 +135,9 @@ static enum core_apply_status restore_page(struct sim_page *q) {
                 return CORE_VMA_GONE;
         if (q->is_pinned && q->kind == KIND_ANON)
                 return CORE_PINNED_OR_FORKED;
-        q->kind = KIND_ANON;
+        q->kind = q->kind == KIND_ZERO ? KIND_HOLE : KIND_ANON; /* the copy of a discarded page is left untouched */
         q->in_file = false;
-        q->is_written = true;
+        q->is_written = q->kind == KIND_ANON;
         return CORE_OK;
 }
 
