@@ -409,6 +409,7 @@ int manager_run(struct manager *m) {
                  workers_n_running(m->workers), (unsigned) MIN((int64_t) m->max_sessions, m->config.max_clients));
         fault_point(FAULT_daemon_ready);
         notify_ready();
+        turn_start(&m->turn);
         int r = uv_run(&m->loop, UV_RUN_DEFAULT);
         notify_stopping();
         log_debug("longest turn of the loop: %llu us, %llu us of CPU time", (unsigned long long) m->turn.longest_usec,

@@ -9,5 +9,5 @@ struct manager;
 struct passed;
 
 /* Before the first client. Takes the fds of p that it uses; what cannot be used is logged, and the service manager is told to forget it:
- * processes that map such a segment keep what they have. Hashes about 5 GiB a second. */
+ * processes that map such a segment keep what they have. Hashes 2 to 3 GiB a second. */
 void recover_segments(struct manager *m, struct passed *p);

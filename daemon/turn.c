@@ -4,11 +4,13 @@
 #include "daemon/bounds.h"
 
 int turn_init(struct turn *t, uv_loop_t *loop) {
-        int r = uv_loop_configure(loop, UV_METRICS_IDLE_TIME);
         t->number = 1;
+        return uv_loop_configure(loop, UV_METRICS_IDLE_TIME);
+}
+
+void turn_start(struct turn *t) {
         t->ended_usec = now_usec();
         t->ended_cpu_usec = clock_usec(CLOCK_THREAD_CPUTIME_ID);
-        return r;
 }
 
 static void count(uint64_t buckets[TURN_BUCKETS], uint64_t *longest, uint64_t usec) {

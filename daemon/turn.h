@@ -22,6 +22,8 @@ struct turn {
 
 /* Before the loop runs: has it keep the time that it sleeps. 0 or -errno. */
 int turn_init(struct turn *t, uv_loop_t *loop);
+/* Right before the loop runs: what the start took was nobody's turn. */
+void turn_start(struct turn *t);
 /* Last thing before the loop polls. */
 void turn_end(struct turn *t, uv_loop_t *loop);
 /* True: others have waited long enough. */
