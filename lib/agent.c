@@ -84,6 +84,7 @@ static void loop(struct agent *a) {
                         { .fd = mailbox_bell_fd(), .events = POLLIN },
                         { .fd = a->contexts_open ? a->shared.fd : -1, .events = POLLIN },
                         { .fd = a->contexts_open ? a->guard.fd : -1, .events = POLLIN },
+                        { .fd = a->contexts_open ? a->spare.fd : -1, .events = POLLIN },
                         { .fd = forking ? -1 : a->link_fd, .events = POLLIN },
                 };
                 uint64_t now = now_usec(), next = next_usec(a, now);

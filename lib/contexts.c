@@ -51,6 +51,7 @@ void agent_close_contexts(struct agent *a) {
         context_close(&a->spare);
         own_free(a->scratch, BLOCK_BYTES);
         a->scratch = NULL;
+        a->scratch_used = false;
 }
 
 int agent_open_contexts(struct agent *a, int device_fd) {

@@ -5,6 +5,8 @@
  *   say which; the record of REMOVE events does (book.removed).
  * shared or guard, remove: a discard is about to happen; its caller waits until the event is read. It must be recorded before
  *   anybody can fault on the page: reading it is what lets the zap begin.
+ * spare, fault: nobody has business in scratch, but mlockall fills all memory there is, and a debugger may look: gets zeros, between
+ *   transitions. What they become when they are written is dropped before the next one.
  * guard, fault: an access waits for the transition; it is counted, and woken when the transition ends. One that comes after
  *   (its message was still in the queue) is woken at once. */
 #include <errno.h>
@@ -94,17 +96,28 @@ static void on_guard_remove(void *userdata, uint64_t start, uint64_t end) {
         }
 }
 
+static void on_spare_fault(void *userdata, uint64_t address, uint64_t flags) {
+        struct agent *a = userdata;
+        (void) flags;
+        a->scratch_used = true;
+        (void) context_zeropage(&a->spare, address);
+        context_wake(&a->spare, address, address + KSM_PAGE_SIZE);
+}
+
 void agent_drain(void *agent) {
         struct agent *a = agent;
         if (!a->contexts_open)
                 return;
         const struct context_events guard = { on_guard_fault, on_guard_remove, a };
         const struct context_events shared = { on_shared_fault, on_shared_remove, a };
+        const struct context_events spare = { on_spare_fault, NULL, a };
         struct agent_control *c = agent_control();
         uint32_t was = atomic_exchange(&c->draining, 1); /* handlers drain, too */
         a->exits_before_read = map_lock_exits();
         (void) context_drain(&a->guard, &guard);
         (void) context_drain(&a->shared, &shared);
+        if (!a->current)
+                (void) context_drain(&a->spare, &spare);
         atomic_store(&c->draining, was);
 }
 

@@ -67,6 +67,13 @@ static uint64_t in_scratch(struct agent *a) {
         return (look.present | look.swapped) & ~look.zero;
 }
 
+/* False: what is there would be taken for pages of the next transition. */
+static bool drop_scratch(struct agent *a) {
+        if (a->scratch_used)
+                a->scratch_used = sys_drop((uint64_t) a->scratch, BLOCK_BYTES) < 0;
+        return !a->scratch_used;
+}
+
 /* Made exclusive again by a write fault of ours: pages that a fork shared until the child went away stay marked as not
  * exclusive. Only when nobody else maps them now (pagemap bit 56), or the write would copy and cost memory. The page
  * is present and guarded in MISSING mode only, so the agent cannot wait for itself. */
@@ -243,6 +250,8 @@ static void replace_span(struct advice *d) {
         uint64_t span = run_bits(first, last - first + 1);
         uint64_t start = page_address(t->base, first), end = page_address(t->base, last + 1);
 
+        if (!drop_scratch(a)) /* failed the last time, and does again */
+                return transition_set(t, d->todo, APPLY_BUSY);
         int r = context_unregister(&a->track, start, end);
         fault_point(FAULT_hole_untracked);
         if (r == 0)
@@ -255,6 +264,7 @@ static void replace_span(struct advice *d) {
         }
         t->armed_usec = now_usec();
         fault_point(FAULT_hole_armed);
+        a->scratch_used = true;
         uint64_t moved = move_out(d, t->base);
         fault_point(FAULT_hole_moved);
         uint64_t equal = compare(d, moved);
@@ -268,7 +278,7 @@ static void replace_span(struct advice *d) {
         fault_point(FAULT_hole_closed);
         transition_wake(t, start, end);
         fault_point(FAULT_hole_woken);
-        (void) sys_madvise((uint64_t) a->scratch, BLOCK_BYTES, MADV_DONTNEED);
+        (void) drop_scratch(a);
 }
 
 void hole_replace(struct advice *d) {

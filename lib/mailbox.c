@@ -117,7 +117,7 @@ void mailbox_answer_bell(void) {
         (void) context_zeropage(&bell, page);
         context_wake(&bell, page, page + KSM_PAGE_SIZE);
         /* Armed again before the mailbox is looked at: who rings from here on is heard, who rang before is seen. */
-        (void) sys_madvise(page, KSM_PAGE_SIZE, MADV_DONTNEED);
+        (void) sys_drop(page, KSM_PAGE_SIZE);
 }
 
 void mailbox_refuse(void) {

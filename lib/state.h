@@ -35,6 +35,7 @@ struct agent {
         bool contexts_open;
 
         uint8_t *scratch;  /* 64 pages, registered in spare, not inherited by fork */
+        bool scratch_used; /* pages may lie in it */
         uint8_t *expected; /* 64 pages: the slots' bytes, read before the hole opens */
         char *text;        /* TEXT_BUFFER_BYTES */
 

@@ -64,6 +64,10 @@ static inline long sys_mremap(uint64_t from, uint64_t length, uint64_t new_lengt
 static inline long sys_madvise(uint64_t addr, uint64_t length, int advice) {
         return sys_try(FAULT_sys_madvise, SYS_madvise, (long) addr, (long) length, advice, 0, 0, 0);
 }
+/* Memory of ours that was touched: gone. MADV_DONTNEED_LOCKED: also where the program has locked everything (mlockall). */
+static inline long sys_drop(uint64_t addr, uint64_t length) {
+        return sys_madvise(addr, length, 24);
+}
 static inline long sys_ioctl(int fd, unsigned long request, void *arg) {
         return sys_try(FAULT_sys_ioctl, SYS_ioctl, fd, (long) request, (long) arg, 0, 0, 0);
 }

@@ -138,6 +138,8 @@ static void mappings(void) {
         SHOW(mlock(NULL, PAGE));
         SHOW(mlock2(p, PAGE, 99));
         SHOW(mlockall(1 << 20));
+        SHOW(mlockall(MCL_CURRENT)); /* with an agent it fills the agent's memory, too */
+        SHOW(munlockall());
         SHOW(munlockall());
         SHOW(mremap(p + 1, PAGE, PAGE, 0));
         SHOW(mremap(p, PAGE, 0, 0));

@@ -41,6 +41,8 @@ FAULTS = [
           LIB + SHIM),
     Fault("nothing-moved-back", "I1, 6.1 step 4", "unequal pages stay in scratch", "lib/hole.c",
           "        move_back(d, moved & ~placed);\n", "", LIB),
+    Fault("scratch-kept", "I1, 6.1 step 5", "what one transition left in scratch is taken for the next one's", "lib/hole.c",
+          "        a->scratch_used = true;\n", "", ("hostile",)),
     Fault("changed-not-given-back", "I7, 6.1 step 4", "a page whose mapping was changed past the lock is taken for gone", "lib/hole.c",
           "        int r = context_copy(&a->guard, page_address(d->t->base, i), scratch_address(a, i));", "        int r = a->raw ? 0 : -ENOENT;",
           ("hostile",)),
