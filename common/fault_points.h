@@ -134,7 +134,14 @@
         X(CALL, sys_mprotect, "agent")                                                                                 \
         X(CALL, sys_mremap, "agent")                                                                                   \
         X(CALL, sys_madvise, "agent")                                                                                  \
-        X(CALL, sys_ioctl, "agent")                                                                                    \
+        X(CALL, sys_ioctl, "agent: what is not named below")                                                           \
+        X(CALL, uffd_open, "agent")                                                                                    \
+        X(CALL, uffd_register, "agent")                                                                                \
+        X(CALL, uffd_unregister, "agent")                                                                              \
+        X(CALL, uffd_move, "agent")                                                                                    \
+        X(CALL, uffd_fill, "agent: UFFDIO_CONTINUE, UFFDIO_ZEROPAGE, UFFDIO_COPY")                                     \
+        X(CALL, uffd_protect, "agent")                                                                                 \
+        X(CALL, sys_look, "agent: PAGEMAP_SCAN")                                                                       \
         X(CALL, sys_read, "agent")                                                                                     \
         X(CALL, sys_pread, "agent")                                                                                    \
         X(CALL, sys_open, "agent")                                                                                     \

@@ -12,7 +12,7 @@ int context_open(struct context *c, int device_fd, uint64_t features) {
         if (fd < 0)
                 return (int) fd;
         struct uffdio_api api = { .api = UFFD_API, .features = features };
-        long r = sys_ioctl((int) fd, UFFDIO_API, &api);
+        long r = sys_ioctl_as(FAULT_uffd_open, (int) fd, UFFDIO_API, &api);
         if (r < 0) {
                 sys_close((int) fd);
                 return (int) r;
@@ -29,17 +29,46 @@ void context_close(struct context *c) {
 
 int context_register(const struct context *c, uint64_t start, uint64_t end, uint64_t mode) {
         struct uffdio_register r = { .range = { start, end - start }, .mode = mode };
-        return (int) sys_ioctl(c->fd, UFFDIO_REGISTER, &r);
+        return (int) sys_ioctl_as(FAULT_uffd_register, c->fd, UFFDIO_REGISTER, &r);
 }
 
 int context_unregister(const struct context *c, uint64_t start, uint64_t end) {
         struct uffdio_range r = { start, end - start };
-        return (int) sys_ioctl(c->fd, UFFDIO_UNREGISTER, &r);
+        return (int) sys_ioctl_as(FAULT_uffd_unregister, c->fd, UFFDIO_UNREGISTER, &r);
+}
+
+/* Each try gives the processor away, for whoever frees memory. */
+#define SURELY_TRIES 1000U
+
+static bool again(int r, unsigned *tries) {
+        if (r != -ENOMEM || ++*tries > SURELY_TRIES)
+                return false;
+        sys_yield();
+        return true;
+}
+
+int context_register_surely(const struct context *c, uint64_t start, uint64_t end, uint64_t mode) {
+        unsigned tries = 0;
+        int r;
+        do
+                r = context_register(c, start, end, mode);
+        while (r < 0 && again(r, &tries));
+        return r;
+}
+
+int context_unregister_surely(const struct context *c, uint64_t start, uint64_t end) {
+        unsigned tries = 0;
+        int r;
+        do
+                r = context_unregister(c, start, end);
+        while (r < 0 && again(r, &tries));
+        return r;
 }
 
 void context_wake(const struct context *c, uint64_t start, uint64_t end) {
         struct uffdio_range r = { start, end - start };
-        (void) sys_ioctl(c->fd, UFFDIO_WAKE, &r);
+        /* Fails for wrong arguments only, so tests cannot make it fail. */
+        (void) sys_call(SYS_ioctl, c->fd, UFFDIO_WAKE, (long) &r, 0, 0, 0);
 }
 
 unsigned context_drain(const struct context *c, const struct context_events *events) {
@@ -63,25 +92,25 @@ unsigned context_drain(const struct context *c, const struct context_events *eve
 
 int context_move(const struct context *c, uint64_t dst, uint64_t src, uint64_t length) {
         struct uffdio_move m = { .dst = dst, .src = src, .len = length, .mode = UFFDIO_MOVE_MODE_DONTWAKE };
-        return (int) sys_ioctl(c->fd, UFFDIO_MOVE, &m);
+        return (int) sys_ioctl_as(FAULT_uffd_move, c->fd, UFFDIO_MOVE, &m);
 }
 
 int context_copy(const struct context *c, uint64_t dst, uint64_t src) {
         struct uffdio_copy x = { .dst = dst, .src = src, .len = KSM_PAGE_SIZE, .mode = UFFDIO_COPY_MODE_DONTWAKE };
-        return (int) sys_ioctl(c->fd, UFFDIO_COPY, &x);
+        return (int) sys_ioctl_as(FAULT_uffd_fill, c->fd, UFFDIO_COPY, &x);
 }
 
 int context_continue(const struct context *c, uint64_t start, uint64_t end, uint64_t *ret_end) {
         struct uffdio_continue x = { .range = { start, end - start },
                                      .mode = UFFDIO_CONTINUE_MODE_WP | UFFDIO_CONTINUE_MODE_DONTWAKE };
-        long r = sys_ioctl(c->fd, UFFDIO_CONTINUE, &x);
+        long r = sys_ioctl_as(FAULT_uffd_fill, c->fd, UFFDIO_CONTINUE, &x);
         *ret_end = x.mapped > 0 ? start + (uint64_t) x.mapped : start;
         return (int) r;
 }
 
 int context_zeropage(const struct context *c, uint64_t start) {
         struct uffdio_zeropage z = { .range = { start, KSM_PAGE_SIZE }, .mode = UFFDIO_ZEROPAGE_MODE_DONTWAKE };
-        return (int) sys_ioctl(c->fd, UFFDIO_ZEROPAGE, &z);
+        return (int) sys_ioctl_as(FAULT_uffd_fill, c->fd, UFFDIO_ZEROPAGE, &z);
 }
 
 int context_writeprotect(const struct context *c, uint64_t start, uint64_t end, bool protect) {
@@ -90,7 +119,7 @@ int context_writeprotect(const struct context *c, uint64_t start, uint64_t end, 
                 /* DONTWAKE goes only with resolving; both at once is EINVAL. */
                 .mode = protect ? UFFDIO_WRITEPROTECT_MODE_WP : UFFDIO_WRITEPROTECT_MODE_DONTWAKE,
         };
-        return (int) sys_ioctl(c->fd, UFFDIO_WRITEPROTECT, &w);
+        return (int) sys_ioctl_as(FAULT_uffd_protect, c->fd, UFFDIO_WRITEPROTECT, &w);
 }
 
 static uint64_t run_mask(uint64_t start, const struct page_region *r) {
@@ -112,7 +141,7 @@ int look_at(int pagemap_fd, uint64_t start, uint32_t n_pages, struct look *ret) 
                 .return_mask = all,
         };
         memset(ret, 0, sizeof(*ret));
-        long n = sys_ioctl(pagemap_fd, PAGEMAP_SCAN, &a);
+        long n = sys_ioctl_as(FAULT_sys_look, pagemap_fd, PAGEMAP_SCAN, &a);
         if (n < 0)
                 return (int) n;
         for (long i = 0; i < n; i++) {

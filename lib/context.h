@@ -24,6 +24,10 @@ void context_close(struct context *c);
 
 int context_register(const struct context *c, uint64_t start, uint64_t end, uint64_t mode);
 int context_unregister(const struct context *c, uint64_t start, uint64_t end);
+/* For what must not be left half-done: tried again while the kernel has no memory for it. The range must be the whole of its VMA, or
+ * become what its neighbours are: then it needs no other VMA, and a limit on those cannot be in the way. */
+int context_register_surely(const struct context *c, uint64_t start, uint64_t end, uint64_t mode);
+int context_unregister_surely(const struct context *c, uint64_t start, uint64_t end);
 void context_wake(const struct context *c, uint64_t start, uint64_t end);
 
 /* Reads every message that is there; never blocks. Returns how many. An unread *event* makes other ioctls of the

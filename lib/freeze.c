@@ -75,7 +75,7 @@ static int freeze(struct transition *t, uint64_t start, uint64_t end) {
 void freeze_thaw(struct transition *t, uint64_t pages) {
         for (unsigned i = 0, n; next_run(pages, &i, &n); i += n) {
                 uint64_t start = page_address(t->base, i), end = page_address(t->base, i + n);
-                (void) context_unregister(&t->a->guard, start, end); /* clears the write protection */
+                (void) context_unregister_surely(&t->a->guard, start, end); /* clears the write protection */
                 place_share(t->a, start, end);
                 fault_point(FAULT_freeze_thawed);
         }

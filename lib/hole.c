@@ -61,8 +61,12 @@ static void drop_ineligible(struct advice *d) {
 
 static uint64_t in_scratch(struct agent *a) {
         struct look look;
-        if (look_at(a->pagemap_fd, (uint64_t) a->scratch, BLOCK_PAGES, &look) < 0)
-                __builtin_trap(); /* cannot know where the program's pages are: would corrupt */
+        unsigned tries = 0;
+        while (look_at(a->pagemap_fd, (uint64_t) a->scratch, BLOCK_PAGES, &look) < 0) {
+                if (++tries > BACK_TRIES)
+                        __builtin_trap(); /* cannot know where the program's pages are: would corrupt */
+                sys_yield();
+        }
         /* The kernel's zero page in scratch is the watchdog's; pages of the program were chosen not to be it. */
         return (look.present | look.swapped) & ~look.zero;
 }
@@ -235,7 +239,7 @@ static void disarm(struct advice *d, uint64_t span, uint64_t placed) {
         uint64_t plain = d->kind == APPLY_ZERO ? span : span & ~placed;
         for (unsigned i = 0, n; next_run(plain, &i, &n); i += n) {
                 uint64_t start = page_address(d->t->base, i), end = page_address(d->t->base, i + n);
-                (void) context_unregister(&a->guard, start, end);
+                (void) context_unregister_surely(&a->guard, start, end);
                 fault_point(FAULT_hole_disarmed);
                 if (context_register(&a->track, start, end, UFFDIO_REGISTER_MODE_WP) < 0)
                         a->retrack = true;

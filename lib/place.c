@@ -69,7 +69,7 @@ enum apply_status place_nothing(struct transition *t, unsigned at, unsigned n) {
 void place_share(struct agent *a, uint64_t start, uint64_t end) {
         /* When the kernel has no memory for that (a few hundred bytes), later writes are not tracked and a discard of these
          * pages is not heard: no more transitions then, and docs/agent.md says so. */
-        if (context_register(&a->shared, start, end, UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MINOR) < 0)
+        if (context_register_surely(&a->shared, start, end, UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MINOR) < 0)
                 a->raw = true;
 }
 

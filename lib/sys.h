@@ -68,8 +68,11 @@ static inline long sys_madvise(uint64_t addr, uint64_t length, int advice) {
 static inline long sys_drop(uint64_t addr, uint64_t length) {
         return sys_madvise(addr, length, 24);
 }
+static inline long sys_ioctl_as(enum fault_id id, int fd, unsigned long request, void *arg) {
+        return sys_try(id, SYS_ioctl, fd, (long) request, (long) arg, 0, 0, 0);
+}
 static inline long sys_ioctl(int fd, unsigned long request, void *arg) {
-        return sys_try(FAULT_sys_ioctl, SYS_ioctl, fd, (long) request, (long) arg, 0, 0, 0);
+        return sys_ioctl_as(FAULT_sys_ioctl, fd, request, arg);
 }
 static inline long sys_read(int fd, void *p, size_t n) {
         return sys_try(FAULT_sys_read, SYS_read, fd, (long) p, (long) n, 0, 0, 0);

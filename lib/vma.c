@@ -10,6 +10,16 @@
 /* Name that userksmd gives its memfds; shows as "/memfd:userksm (deleted)". */
 #define SEGMENT_NAME "/memfd:userksm"
 
+/* The kernel needs a few bytes for the name. Callers take a failure for "nothing there", so it must not come of that. */
+#define QUERY_TRIES 1000U
+
+static long query(int maps_fd, struct procmap_query *q) {
+        long r;
+        for (unsigned tries = 0; (r = sys_ioctl(maps_fd, PROCMAP_QUERY, q)) == -ENOMEM && tries < QUERY_TRIES; tries++)
+                sys_yield();
+        return r;
+}
+
 int vma_query(int maps_fd, uint64_t addr, bool next, struct vma *ret) {
         char name[64] = "";
         struct procmap_query q = {
@@ -19,11 +29,11 @@ int vma_query(int maps_fd, uint64_t addr, bool next, struct vma *ret) {
                 .vma_name_size = sizeof(name),
                 .vma_name_addr = (uint64_t) name,
         };
-        long r = sys_ioctl(maps_fd, PROCMAP_QUERY, &q);
+        long r = query(maps_fd, &q);
         if (r == -ENAMETOOLONG) { /* a long file name: its presence is all that matters */
                 q.vma_name_size = 0;
                 q.vma_name_addr = 0;
-                r = sys_ioctl(maps_fd, PROCMAP_QUERY, &q);
+                r = query(maps_fd, &q);
                 name[0] = '?';
                 q.vma_name_size = 1;
         }
