@@ -223,24 +223,26 @@ bool peer_key_lasts(const char *key, size_t size) {
         return size < strlen(ALONE) || memcmp(key, ALONE, strlen(ALONE)) != 0;
 }
 
-size_t peer_domain_key(int socket_fd, const struct peer *p, uint64_t serial, char key[static PEER_KEY_BYTES]) {
-        char label[LABEL_BYTES], text[PROC_TEXT_BYTES], unit[PEER_KEY_BYTES / 4] = "";
+size_t peer_facts_key(uid_t uid, const char *label, const char *cgroup, char key[static PEER_KEY_BYTES]) {
+        char unit[PEER_KEY_BYTES / 4] = "";
         const char *path, *scope;
         size_t length, scope_length;
-        if (p->pid <= 0 || read_label(socket_fd, label) < 0 || read_proc(p, "cgroup", text, sizeof(text)) < 0 ||
-            !peer_is_alive(p) || !cgroup_find_path(text, &path, &length))
-                goto unique;
+        if (!cgroup_find_path(cgroup, &path, &length))
+                return 0;
         cgroup_scope(path, length, &scope, &scope_length);
-        if (p->uid == 0 && cgroup_unit_template(path, length, unit, sizeof(unit)) < 0)
-                goto unique;
+        if (uid == 0 && cgroup_unit_template(path, length, unit, sizeof(unit)) < 0)
+                return 0;
         /* Paths and labels hold no newline, so the fields cannot run into each other. */
-        int n = snprintf(key, PEER_KEY_BYTES, "uid=%u\nlabel=%s\nscope=%.*s\nunit=%s", p->uid, label, (int) scope_length,
-                         scope, unit);
-        if (n > 0 && n < PEER_KEY_BYTES)
-                return (size_t) n;
-unique:
-        n = snprintf(key, PEER_KEY_BYTES, ALONE "%llu", (unsigned long long) serial);
-        return (size_t) n;
+        int n = snprintf(key, PEER_KEY_BYTES, "uid=%u\nlabel=%s\nscope=%.*s\nunit=%s", uid, label, (int) scope_length, scope, unit);
+        return n > 0 && n < PEER_KEY_BYTES ? (size_t) n : 0;
+}
+
+size_t peer_domain_key(int socket_fd, const struct peer *p, uint64_t serial, char key[static PEER_KEY_BYTES]) {
+        char label[LABEL_BYTES], text[PROC_TEXT_BYTES];
+        size_t size = 0;
+        if (p->pid > 0 && read_label(socket_fd, label) == 0 && read_proc(p, "cgroup", text, sizeof(text)) >= 0 && peer_is_alive(p))
+                size = peer_facts_key(p->uid, label, text, key);
+        return size ? size : (size_t) snprintf(key, PEER_KEY_BYTES, ALONE "%llu", (unsigned long long) serial);
 }
 
 static bool ids_differ(const char *status, const char *name) {

@@ -29,6 +29,8 @@ bool peer_is_alive(const struct peer *p);
 /* Writes the key; its size is returned. `serial` must differ for every connection: it makes the key unique when facts
  * are missing. */
 size_t peer_domain_key(int socket_fd, const struct peer *p, uint64_t serial, char key[static PEER_KEY_BYTES]);
+/* What the kernel says of a process, as a key; `cgroup` is the text of /proc/PID/cgroup. 0: it cannot be told apart from others. */
+size_t peer_facts_key(uid_t uid, const char *label, const char *cgroup, char key[static PEER_KEY_BYTES]);
 /* Made of facts alone, so that it means the same domain to a later daemon; not of a serial. */
 bool peer_key_lasts(const char *key, size_t size);
 

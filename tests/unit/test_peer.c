@@ -99,6 +99,42 @@ static void test_find_path(void **state) {
         }
 }
 
+/* Each fact separates; instances of one unit share, and for users other than root units do not matter. */
+static void test_facts(void **state) {
+        static const struct {
+                uid_t uid;
+                const char *label, *cgroup;
+        } others[] = {
+                { 0, "", "0::/system.slice/redis@1.service" },
+                { 0, "", "0::/system.slice/cron.service" },
+                { 0, "label", "0::/system.slice/redis@1.service" },
+                { 0, "", "0::/tenant.slice/redis@1.service" },
+                { 0, "", "0::/docker/" ID },
+                { 1, "", "0::/system.slice/redis@1.service" },
+                { 2, "", "0::/system.slice/redis@1.service" },
+                { 1, "label", "0::/system.slice/redis@1.service" },
+                { 1, "", "0::/tenant.slice/redis@1.service" },
+        };
+        char keys[ARRAY_SIZE(others)][PEER_KEY_BYTES], key[PEER_KEY_BYTES];
+        for (size_t i = 0; i < ARRAY_SIZE(others); i++) {
+                size_t size = peer_facts_key(others[i].uid, others[i].label, others[i].cgroup, keys[i]);
+                assert_int_equal(size, strlen(keys[i]));
+                assert_true(peer_key_lasts(keys[i], strlen(keys[i])));
+                for (size_t k = 0; k < i; k++)
+                        assert_string_not_equal(keys[i], keys[k]);
+        }
+        (void) peer_facts_key(0, "", "0::/system.slice/redis@2.service", key);
+        assert_string_equal(key, keys[0]);
+        (void) peer_facts_key(1, "", "0::/system.slice/cron.service", key);
+        assert_string_equal(key, keys[5]);
+        assert_int_equal(peer_facts_key(0, "", "no path", key), 0);
+        char *text = calloc(1, PEER_KEY_BYTES + 32);
+        memset(text, 'x', PEER_KEY_BYTES);
+        memcpy(text, "0::/", 4);
+        assert_int_equal(peer_facts_key(0, "", text, key), 0); /* does not fit */
+        free(text);
+}
+
 /* Two connections of one process share a key; a peer that cannot be examined shares with nobody. */
 static void test_real_keys(void **state) {
         char keys[2][PEER_KEY_BYTES];
@@ -165,6 +201,11 @@ static void test_dead_peer_is_alone(void **state) {
         assert_memory_equal(key, "alone=", 6);
         const char *reason;
         assert_int_equal(peer_check_eligible(&p, &reason), -EPERM);
+        /* Nor when somebody else has its pid by now. */
+        p.pid = getpid();
+        (void) peer_domain_key(pair[0], &p, 1, key);
+        assert_memory_equal(key, "alone=", 6);
+        assert_int_equal(peer_check_eligible(&p, &reason), -EPERM);
         peer_clear(&p);
         close_fd(pair[0]);
         close_fd(carrier[0]);
@@ -174,8 +215,8 @@ static void test_dead_peer_is_alone(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_scope_and_unit), cmocka_unit_test(test_unit_too_long),
-                cmocka_unit_test(test_find_path),      cmocka_unit_test(test_real_keys),
-                cmocka_unit_test(test_dead_peer_is_alone),
+                cmocka_unit_test(test_find_path),      cmocka_unit_test(test_facts),
+                cmocka_unit_test(test_real_keys),      cmocka_unit_test(test_dead_peer_is_alone),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
