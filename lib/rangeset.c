@@ -60,6 +60,8 @@ int rangeset_add(struct rangeset *s, uint64_t start, uint64_t end) {
 }
 
 int rangeset_remove(struct rangeset *s, uint64_t start, uint64_t end) {
+        if (start >= end)
+                return 0;
         if (reserve(s, s->n + 1) < 0)
                 return -ENOMEM;
         uint32_t i = first_after(s, start), j = i, n = 0;
