@@ -22,6 +22,19 @@ void fill(uint8_t *page, unsigned content) {
                         *(uint64_t *) (page + i) = (uint64_t) content << 32 | i;
 }
 
+/* Slot s holds content (s + shift) % CONTENTS, so consecutive pages find consecutive slots. */
+static void make_segment(uint32_t id, unsigned shift, unsigned n_slots) {
+        int fd = memfd_create("userksm", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+        assert_int_equal(ftruncate(fd, SEGMENT_SLOTS * KSM_PAGE_SIZE), 0);
+        uint8_t page[KSM_PAGE_SIZE];
+        for (unsigned s = 0; s < SEGMENT_SLOTS; s++) {
+                fill(page, (s + shift) % CONTENTS);
+                assert_int_equal(pwrite(fd, page, sizeof(page), s * KSM_PAGE_SIZE), sizeof(page));
+        }
+        assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW), 0);
+        assert_int_equal(segments_add(&A.segments, id, n_slots, fd), 0);
+}
+
 int rig_setup(void **state) {
         int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
         if (device < 0) {
@@ -39,16 +52,8 @@ int rig_setup(void **state) {
         assert_int_equal(agent_open_contexts(&A, device), 0);
         close(device);
 
-        /* Slot s holds content s % CONTENTS, so consecutive pages find consecutive slots. */
-        int segment_fd = memfd_create("userksm", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-        assert_int_equal(ftruncate(segment_fd, 512 * KSM_PAGE_SIZE), 0);
-        uint8_t page[KSM_PAGE_SIZE];
-        for (unsigned s = 0; s < 512; s++) {
-                fill(page, s % CONTENTS);
-                assert_int_equal(pwrite(segment_fd, page, sizeof(page), s * KSM_PAGE_SIZE), sizeof(page));
-        }
-        assert_int_equal(fcntl(segment_fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW), 0);
-        assert_int_equal(segments_add(&A.segments, 1, 512, segment_fd), 0);
+        make_segment(1, 0, SEGMENT_SLOTS);
+        make_segment(2, SHIFT, SEGMENT_SLOTS - 1);
         return 0;
 }
 
@@ -63,6 +68,21 @@ uint32_t apply(uint32_t kind, const uint8_t *block, unsigned at, unsigned n, uns
         struct extent_element x = { .page = ((uint64_t) block >> KSM_PAGE_SHIFT) + at, .n_pages = n,
                                     .segment = kind == APPLY_MERGE, .slot = kind == APPLY_MERGE ? slot : 0 };
         return transition_apply(&A, kind, &x, 1, status);
+}
+
+uint8_t apply_one(const uint8_t *page, uint32_t segment, uint32_t slot) {
+        struct extent_element x = { .page = (uint64_t) page >> KSM_PAGE_SHIFT, .n_pages = 1, .segment = segment, .slot = slot };
+        uint8_t status[64];
+        (void) transition_apply(&A, APPLY_MERGE, &x, 1, status);
+        return status[x.page % BLOCK_PAGES];
+}
+
+uint64_t slot_of(const uint8_t *page, uint32_t segment) {
+        struct vma v;
+        if (vma_query(A.maps_fd, (uint64_t) page, false, &v) < 0 || !v.segment ||
+            v.inode != segments_find(&A.segments, segment)->inode)
+                return UINT64_MAX;
+        return (v.offset + ((uint64_t) page - v.start)) >> KSM_PAGE_SHIFT;
 }
 
 uint64_t file_pages(const uint8_t *block) {

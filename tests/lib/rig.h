@@ -1,5 +1,6 @@
-/* An agent without a daemon: the test's main thread plays the agent thread and calls transitions directly. One segment, 1, is
- * there; its slot s holds content s % CONTENTS, so consecutive pages find consecutive slots. */
+/* An agent without a daemon: the test's main thread plays the agent thread and calls transitions directly. Two segments are there:
+ * slot s of 1 holds content s % CONTENTS, so consecutive pages find consecutive slots; slot s of 2 content (s + SHIFT) % CONTENTS,
+ * and its last slot is beyond what the daemon said. */
 #pragma once
 
 #include <pthread.h>
@@ -11,6 +12,8 @@
 
 #define PAGES BLOCK_PAGES
 #define CONTENTS 8 /* page contents: 0 is all zeros */
+#define SEGMENT_SLOTS 512
+#define SHIFT 3
 
 extern struct agent A;
 
@@ -19,6 +22,10 @@ void fill(uint8_t *page, unsigned content);
 /* A registered block of 64 pages, untouched. */
 uint8_t *block_new(void);
 uint32_t apply(uint32_t kind, const uint8_t *block, unsigned at, unsigned n, unsigned slot, uint8_t *status);
+/* Merges one page; its status. */
+uint8_t apply_one(const uint8_t *page, uint32_t segment, uint32_t slot);
+/* Where the page's mapping lies in the segment, by what the kernel says; UINT64_MAX: not in it. */
+uint64_t slot_of(const uint8_t *page, uint32_t segment);
 uint64_t file_pages(const uint8_t *block); /* those that map the segment now */
 
 /* Thread functions on a block; whoever waits for them has to play the agent: join_draining. */

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "common/fault.h"
+#include "common/uapi.h"
 #include "lib/book.h"
 #include "lib/mailbox.h"
 #include "lib/maplock.h"
@@ -145,6 +146,29 @@ static void test_protection(void **state) {
         close(null);
         assert_block(b, 0, PAGES);
         merge(b);
+        assert_block(b, 0, PAGES);
+}
+
+/* libc unmaps without telling: the book is stale until the kernel is asked. What lies there now is none of ours. */
+static void test_stale_book(void **state) {
+        uint8_t *b = block_new(), status[64];
+        struct vma v;
+        fill_block(b);
+        merge(b);
+        uint64_t merged = file_pages(b);
+        assert_true(merged >> 8 & 0xff);
+        long r = sys_mmap((uint64_t) page_at(b, 8), 8 * KSM_PAGE_SIZE, PROT_READ | PROT_WRITE,
+                          MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        assert_int_equal(r, (long) page_at(b, 8));
+        for (unsigned i = 8; i < 16; i++)
+                fill(page_at(b, i), i % CONTENTS);
+        for (unsigned round = 0; round < 3; round++) {
+                (void) apply(round == 0 ? APPLY_MERGE : round == 1 ? APPLY_ZERO : APPLY_RESTORE, b, 0, PAGES, 0, status);
+                assert_int_equal(vma_query(A.maps_fd, (uint64_t) page_at(b, 8), false, &v), 0);
+                assert_true(v.flags & PROCMAP_QUERY_VMA_SHARED);
+                assert_int_equal(v.end - v.start, 8 * KSM_PAGE_SIZE);
+                assert_int_equal(status[9], APPLY_VMA_GONE);
+        }
         assert_block(b, 0, PAGES);
 }
 
@@ -491,6 +515,7 @@ int main(void) {
                 cmocka_unit_test(test_spliced_huge_page),
                 cmocka_unit_test(test_unmapped_in_the_middle),
                 cmocka_unit_test(test_protection),
+                cmocka_unit_test(test_stale_book),
                 cmocka_unit_test(test_changed_without_libc),
                 cmocka_unit_test(test_everything_locked),
                 cmocka_unit_test(test_growth),

@@ -114,6 +114,44 @@ static void test_relocate(void **state) {
         assert_int_equal(A.witness.state, WITNESS_NONE); /* nobody needed it */
 }
 
+/* The same bytes elsewhere: a page that maps another slot, or another segment, is moved there. */
+static void test_other_segment(void **state) {
+        uint8_t *b = block_merged();
+        for (unsigned i = SHIFT; i < 16; i++) {
+                assert_int_equal(slot_of(page_at(b, i), 1), i);
+                assert_int_equal(apply_one(page_at(b, i), 2, i - SHIFT + CONTENTS), APPLY_OK);
+                assert_int_equal(slot_of(page_at(b, i), 2), i - SHIFT + CONTENTS);
+                assert_int_equal(apply_one(page_at(b, i), 1, i - SHIFT + CONTENTS), APPLY_CHANGED); /* same number, other bytes */
+                assert_int_equal(slot_of(page_at(b, i), 2), i - SHIFT + CONTENTS);
+                assert_page(b, i, i % CONTENTS);
+        }
+        /* The same number in the other segment, with the same bytes. */
+        fill(page_at(b, 20), (20 + SHIFT) % CONTENTS);
+        (void) witness_dismiss(&A);
+        A.witness.next_usec = 0;
+        assert_int_equal(apply_one(page_at(b, 20), 2, 20), APPLY_OK);
+        assert_int_equal(slot_of(page_at(b, 20), 2), 20);
+        assert_page(b, 20, (20 + SHIFT) % CONTENTS);
+}
+
+/* What became read-only stays so, and what the book does not know is left alone. */
+static void test_not_ours(void **state) {
+        uint8_t *b = block_merged(), status[64];
+        struct vma v;
+        assert_int_equal(mprotect(page_at(b, 8), 8 * KSM_PAGE_SIZE, PROT_READ), 0);
+        book_forget((uint64_t) page_at(b, 24), (uint64_t) page_at(b, 32));
+        (void) apply_now(APPLY_MERGE, b, 0, PAGES, 2 * PAGES, status);
+        for (unsigned i = 0; i < PAGES; i++) {
+                bool left = i / 8 == 1 || i / 8 == 3;
+                assert_int_equal(status[i], left ? APPLY_VMA_GONE : APPLY_OK);
+                assert_int_equal(slot_of(page_at(b, i), 1), left ? i : 2 * PAGES + i);
+                assert_page(b, i, i % CONTENTS);
+        }
+        assert_int_equal(vma_query(A.maps_fd, (uint64_t) page_at(b, 8), false, &v), 0);
+        assert_int_equal(vma_prot(&v), PROT_READ);
+        assert_int_equal(mprotect(page_at(b, 8), 8 * KSM_PAGE_SIZE, PROT_READ | PROT_WRITE), 0);
+}
+
 static void test_zero(void **state) {
         uint8_t *b = block_merged(), status[64];
         memset(page_at(b, 1), 0, 2 * KSM_PAGE_SIZE);
@@ -372,6 +410,49 @@ static void test_witness_is_not_seen(void **state) {
         assert_int_equal(A.witness.state, WITNESS_ALIVE);
         (void) apply(APPLY_MERGE, plain, 0, PAGES, 0, status);
         assert_int_equal(file_pages(plain), ~0ULL);
+}
+
+/* DONTFORK travels with what is restored. */
+static void test_restored_dontfork(void **state) {
+        uint8_t *b = block_merged(), status[64];
+        const uint64_t start = (uint64_t) page_at(b, 8), end = (uint64_t) page_at(b, 16);
+        assert_int_equal(rangeset_add(&A.dontfork, start, end), 0);
+        assert_int_equal(madvise(page_at(b, 8), 8 * KSM_PAGE_SIZE, MADV_DONTFORK), 0);
+        (void) apply(APPLY_RESTORE, b, 0, PAGES, 0, status);
+        assert_int_equal(file_pages(b), 0);
+        pid_t pid = fork();
+        if (!pid) {
+                bool right = true;
+                for (unsigned i = 0; i < PAGES; i++)
+                        right &= (msync(page_at(b, i), KSM_PAGE_SIZE, MS_ASYNC) == 0) == (i < 8 || i >= 16);
+                _exit(!right);
+        }
+        int wait_status;
+        assert_int_equal(waitpid(pid, &wait_status, 0), pid);
+        assert_int_equal(wait_status, 0);
+        assert_int_equal(rangeset_remove(&A.dontfork, start, end), 0);
+}
+
+/* A process that is killed leaves no witness behind. The pipe ends when nobody has it any more. */
+static void test_witness_dies_with_us(void **state) {
+        int end[2];
+        char byte;
+        witness_dismiss(&A);
+        assert_int_equal(pipe(end), 0);
+        pid_t pid = fork();
+        if (!pid) {
+                rangeset_clear(&A.ranges); /* those are the parent's */
+                (void) !write(end[1], witness_call(&A, true) == 0 ? "y" : "n", 1);
+                (void) kill(getpid(), SIGKILL);
+        }
+        close(end[1]);
+        assert_int_equal(waitpid(pid, NULL, 0), pid);
+        assert_int_equal(read(end[0], &byte, 1), 1);
+        assert_int_equal(byte, 'y');
+        struct pollfd p = { .fd = end[0] };
+        assert_int_equal(poll(&p, 1, 10000), 1); /* hung up */
+        assert_int_equal(read(end[0], &byte, 1), 0);
+        close(end[0]);
 }
 
 /* Pages that a child of the program shares: nobody can have them pinned. Each side keeps its own. */
@@ -642,6 +723,8 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_copied_on_write),
                 cmocka_unit_test(test_relocate),
+                cmocka_unit_test(test_other_segment),
+                cmocka_unit_test(test_not_ours),
                 cmocka_unit_test(test_zero),
                 cmocka_unit_test(test_both_kinds_in_a_block),
                 cmocka_unit_test(test_discarded_and_filled),
@@ -649,6 +732,8 @@ int main(void) {
                 cmocka_unit_test(test_write_in_flight),
                 cmocka_unit_test(test_spliced),
                 cmocka_unit_test(test_witness_is_not_seen),
+                cmocka_unit_test(test_restored_dontfork),
+                cmocka_unit_test(test_witness_dies_with_us),
                 cmocka_unit_test(test_shared_with_a_child),
                 cmocka_unit_test(test_write_after_compare),
                 cmocka_unit_test(test_budget),

@@ -10,7 +10,9 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "common/fault.h"
 #include "lib/book.h"
@@ -99,8 +101,11 @@ static void test_fork_child_reads_the_same(void **state) {
         for (unsigned i = 0; i < PAGES; i++)
                 fill(b + i * KSM_PAGE_SIZE, i % CONTENTS);
         (void) apply(APPLY_MERGE, b, 0, PAGES / 2, 0, status);
+        int go[2];
+        assert_int_equal(pipe(go), 0);
         pid_t pid = fork();
         if (!pid) {
+                (void) !read(go[0], want, 1);
                 for (unsigned i = 0; i < PAGES; i++) {
                         fill(want, i % CONTENTS);
                         if (memcmp(b + i * KSM_PAGE_SIZE, want, KSM_PAGE_SIZE))
@@ -108,8 +113,13 @@ static void test_fork_child_reads_the_same(void **state) {
                 }
                 _exit(0);
         }
-        /* Shared by fork: the kernel does not certify them ... */
+        /* Shared by fork: the kernel does not certify them, and to copy them would cost what merging saves ... */
         (void) apply(APPLY_MERGE, b, PAGES / 2, PAGES / 2, PAGES / 2, status);
+        for (unsigned i = PAGES / 2; i < PAGES; i++)
+                assert_int_equal(status[i], APPLY_PINNED_OR_FORKED);
+        assert_int_equal(write(go[1], "", 1), 1);
+        close(go[0]);
+        close(go[1]);
         int wait_status;
         assert_int_equal(waitpid(pid, &wait_status, 0), pid);
         assert_int_equal(wait_status, 0);
@@ -136,6 +146,52 @@ static void test_only_what_is_registered(void **state) {
         assert_int_equal(file_pages(b) & 0xff00ff00, 0);
         assert_true(file_pages(b));
         assert_int_equal(rangeset_remove(&A.excluded, at, at + BLOCK_BYTES), 0);
+}
+
+/* A slot that the daemon did not say the segment has is not mapped, whatever the file holds there. */
+static void test_only_what_is_published(void **state) {
+        uint8_t *b = block_new();
+        fill(b, (SEGMENT_SLOTS - 1 + SHIFT) % CONTENTS);
+        fill(b + KSM_PAGE_SIZE, (SEGMENT_SLOTS - 2 + SHIFT) % CONTENTS);
+        assert_int_equal(apply_one(b, 2, SEGMENT_SLOTS - 1), APPLY_ERROR);
+        assert_int_equal(apply_one(b, 3, 0), APPLY_ERROR); /* no such segment */
+        assert_int_equal(file_pages(b), 0);
+        assert_int_equal(apply_one(b + KSM_PAGE_SIZE, 2, SEGMENT_SLOTS - 2), APPLY_OK);
+        assert_int_equal(slot_of(b + KSM_PAGE_SIZE, 2), SEGMENT_SLOTS - 2);
+}
+
+/* Slots that follow each other by number only are two runs. */
+static void test_two_segments(void **state) {
+        uint8_t *b = block_new(), status[64], want[KSM_PAGE_SIZE];
+        struct extent_element x[PAGES];
+        for (unsigned i = 0; i < PAGES; i++) {
+                x[i] = (struct extent_element) { .page = ((uint64_t) b >> KSM_PAGE_SHIFT) + i, .n_pages = 1, .segment = 1 + i % 3 / 2,
+                                                 .slot = i };
+                fill(b + i * KSM_PAGE_SIZE, (i + (i % 3 / 2) * SHIFT) % CONTENTS);
+        }
+        (void) transition_apply(&A, APPLY_MERGE, x, PAGES, status);
+        for (unsigned i = 0; i < PAGES; i++) {
+                assert_int_equal(status[i], APPLY_OK);
+                assert_int_equal(slot_of(b + i * KSM_PAGE_SIZE, 1 + i % 3 / 2), i);
+                fill(want, (i + (i % 3 / 2) * SHIFT) % CONTENTS);
+                assert_memory_equal(b + i * KSM_PAGE_SIZE, want, KSM_PAGE_SIZE);
+        }
+}
+
+/* What a private mapping of a segment would lose. */
+static void test_executable(void **state) {
+        uint8_t *b = block_new(), status[64];
+        for (unsigned i = 0; i < PAGES; i++)
+                fill(b + i * KSM_PAGE_SIZE, i % CONTENTS);
+        assert_int_equal(mprotect(b + 8 * KSM_PAGE_SIZE, 8 * KSM_PAGE_SIZE, PROT_READ | PROT_WRITE | PROT_EXEC), 0);
+        assert_int_equal(mprotect(b + 24 * KSM_PAGE_SIZE, 8 * KSM_PAGE_SIZE, PROT_READ), 0);
+        (void) apply(APPLY_MERGE, b, 0, PAGES, 0, status);
+        for (unsigned i = 0; i < PAGES; i++)
+                assert_int_equal(status[i], i / 8 == 1 || i / 8 == 3 ? APPLY_VMA_GONE : APPLY_OK);
+        struct vma v;
+        assert_int_equal(vma_query(A.maps_fd, (uint64_t) b + 8 * KSM_PAGE_SIZE, false, &v), 0);
+        assert_int_equal(vma_prot(&v), PROT_READ | PROT_WRITE | PROT_EXEC);
+        assert_int_equal(file_pages(b), ~0xff00ff00ULL);
 }
 
 /* -- the same under fire ------------------------------------------------------------------------------------------- */
@@ -239,6 +295,9 @@ int main(void) {
                 cmocka_unit_test(test_discard_reads_zeros),
                 cmocka_unit_test(test_fork_child_reads_the_same),
                 cmocka_unit_test(test_only_what_is_registered),
+                cmocka_unit_test(test_only_what_is_published),
+                cmocka_unit_test(test_two_segments),
+                cmocka_unit_test(test_executable),
                 cmocka_unit_test(test_lost_writes),
         };
         return cmocka_run_group_tests(tests, rig_setup, NULL);
