@@ -228,6 +228,7 @@ void slot_live(struct core *c, struct domain *d, uint32_t slot, uint64_t hash) {
         s->n_writing--;
         s->n_live++;
         c->segment_slots_written++;
+        segment_check(c, s);
 }
 
 void slot_revive(struct core *c, struct domain *d, uint32_t slot, uint64_t hash) {

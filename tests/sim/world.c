@@ -165,6 +165,10 @@ static struct sim_process *process_of(struct world *w, uint32_t client) {
 }
 
 uint64_t world_hash(const struct world *w, uint32_t content) {
+        const uint64_t tag = (UINT64_C(1) << 40) - 1;
+
+        if (w->same_tags)
+                return (mix(content) & ~tag) | (mix(0) & tag);
         return mix(w->collision_bits ? content & ((1U << w->collision_bits) - 1) : content);
 }
 
@@ -229,6 +233,15 @@ static struct core_read_result look_at(struct world *w, struct sim_process *p, u
         return r;
 }
 
+static void meanwhile(struct world *w, bool is_published) {
+        void (*f)(struct world *) = w->meanwhile;
+
+        if (!f || w->meanwhile_published != is_published)
+                return;
+        w->meanwhile = NULL;
+        f(w);
+}
+
 static void answer_read(struct world *w, const struct core_read *r) {
         struct core_read_result results[CORE_READ_PAGES];
         struct sim_process *p = process_of(w, r->client);
@@ -239,6 +252,7 @@ static void answer_read(struct world *w, const struct core_read *r) {
                 MUST(r->pages[k] >= p->base && r->pages[k] < p->base + p->n_pages);
                 results[k] = look_at(w, p, r->pages[k]);
         }
+        meanwhile(w, false);
         core_read_done(w->core, r->op, w->now_usec, results);
 }
 
@@ -266,7 +280,7 @@ static void answer_publish(struct world *w, const struct core_publish *u) {
                 s->content = calloc(s->n_slots, sizeof(*s->content));
                 s->is_written = calloc(s->n_slots, sizeof(*s->is_written));
         }
-        MUST(s->is_open && s->domain == u->domain && p->domain == u->domain);
+        MUST(s->is_open && !s->is_sealed && s->domain == u->domain && p->domain == u->domain);
         for (uint32_t k = 0; k < u->n_pages; k++) {
                 MUST(u->slots[k] < s->n_slots && !s->is_written[u->slots[k]]);
                 MUST(k == 0 || u->slots[k] > u->slots[k - 1]);
@@ -277,6 +291,7 @@ static void answer_publish(struct world *w, const struct core_publish *u) {
                 s->content[u->slots[k]] = p->pages[u->pages[k] - p->base].content;
                 s->is_written[u->slots[k]] = true;
         }
+        meanwhile(w, true);
         core_publish_done(w->core, u->op, w->now_usec, results, 0);
 }
 
@@ -380,8 +395,11 @@ static void take_events(struct world *w) {
         while (core_next_segment_event(w->core, &e)) {
                 struct sim_segment *s = segment_of(w, e.segment);
 
-                if (e.kind == CORE_SEGMENT_SEAL)
+                if (e.kind == CORE_SEGMENT_SEAL) {
                         w->n_sealed++;
+                        if (s)
+                                s->is_sealed = true;
+                }
                 if (e.kind != CORE_SEGMENT_DROP)
                         continue;
                 w->n_dropped++;
@@ -458,6 +476,15 @@ void world_run(struct world *w, uint64_t usec) {
         (void) pump(w);
 }
 
+void world_scan(struct world *w) {
+        struct core_scan s;
+        uint64_t at;
+
+        w->now_usec += 1000000;
+        while (core_next_scan(w->core, w->now_usec, &s, &at))
+                answer_scan(w, &s);
+}
+
 void world_step(struct world *w) {
         uint64_t at;
 
@@ -489,6 +516,14 @@ uint64_t world_vmas(const struct world *w, uint32_t process) {
                 edges += lf != rf || (lf && (l->segment != r->segment || l->slot + 1 != r->slot));
         }
         return edges;
+}
+
+uint32_t world_unsealed(const struct world *w) {
+        uint32_t n = 0;
+
+        for (uint32_t i = 0; i < w->n_segments; i++)
+                n += w->segments[i].is_open && !w->segments[i].is_sealed;
+        return n;
 }
 
 uint64_t world_merged(const struct world *w, uint32_t process) {

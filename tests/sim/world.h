@@ -35,7 +35,7 @@ struct sim_segment {
         uint32_t id, domain, n_slots;
         uint32_t *content;
         bool *is_written;
-        bool is_open;
+        bool is_open, is_sealed;
 };
 struct sim_op;
 struct sim_domain {
@@ -59,6 +59,10 @@ struct world {
         uint64_t n_scans, n_scanned_pages, n_reads, n_applies, n_merged_calls, n_events, n_sealed, n_dropped;
         struct core_event last_event;
         unsigned collision_bits; /* hashes of only so many bits, 0 = all: equality of hashes is only a hint */
+        bool same_tags;          /* hashes differ only in what the index does not store beside an entry */
+        /* Called once, when a worker has read or published and the core has not been told yet. */
+        void (*meanwhile)(struct world *w);
+        bool meanwhile_published; /* else: read */
         unsigned fail_permille;  /* reads, publishes and applies that fail at random */
         uint64_t n_relocated;    /* merges of pages that lay in a file mapping */
 };
@@ -88,11 +92,15 @@ uint64_t world_hash(const struct world *w, uint32_t content);
 void world_pump(struct world *w);
 /* Pumps while the clock goes on by usec. */
 void world_run(struct world *w, uint64_t usec);
+/* A second passes, and of all that is due only scans are made. */
+void world_scan(struct world *w);
 /* One random step: pull an op, or answer one; for interleavings. */
 void world_step(struct world *w);
 
 struct counters world_counters(const struct world *w);
 uint64_t world_vmas(const struct world *w, uint32_t process); /* that the kernel would have, for merged runs */
+/* Segments that are neither sealed nor dropped. */
+uint32_t world_unsealed(const struct world *w);
 uint64_t world_merged(const struct world *w, uint32_t process);
 /* Pages of memory that the segments take which anybody holds open or maps. */
 uint64_t world_store_pages(const struct world *w);

@@ -94,6 +94,20 @@ static void test_zero_pages(void **state) {
         finish(w);
 }
 
+/* Zeros are contents like any other when use_zero_pages is 0. */
+static void test_zeros_as_contents(void **state) {
+        struct world *w = start(2, 64);
+
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_use_zero_pages, 0, w->now_usec), 0);
+        for (uint32_t i = 0; i < 2; i++)
+                for (unsigned k = 8; k < 24; k++)
+                        world_write(w, i, k, 0);
+        world_run(w, 20 * SECOND);
+        assert_int_equal(world_counters(w).ksm_zero_pages, 0);
+        assert_int_equal(world_counters(w).pages_sharing, 31);
+        finish(w);
+}
+
 /* Dead slots of the segment that is still being filled stand in the way of a small domain's bound. */
 static void test_small_domain_lives_long(void **state) {
         struct world *w = start(2, 64);
@@ -104,6 +118,110 @@ static void test_small_domain_lives_long(void **state) {
                 world_run(w, 60 * SECOND);
                 assert_int_equal(world_counters(w).pages_sharing, 64);
         }
+        finish(w);
+}
+
+/* A full segment is sealed for good, also when who had slots in it exits without using them. */
+static void test_full_segments_are_sealed(void **state) {
+        struct world *w = start(5, 2048);
+
+        for (uint32_t i = 0; i < 3; i++)
+                fill(w, i, 0, 8, 1);
+        world_run(w, 20 * SECOND);
+        assert_int_equal(w->n_segments, 1);
+        world_exit(w, 0);
+        world_exit(w, 1);
+        for (uint32_t i = 3; i < 5; i++)
+                fill(w, i, 0, 2048, 1000);
+        world_run(w, 20 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, 2048);
+        assert_true(w->n_segments >= 4);
+        assert_in_range(world_unsealed(w), 0, 1); /* the one that is being filled */
+        finish(w);
+}
+
+static void write_pages(struct world *w) {
+        for (uint32_t i = 0; i < w->n_processes; i++)
+                world_write(w, i, 3, 600 + i);
+        world_scan(w);
+}
+
+/* Written while a worker has it: what was read, and what was published, is of another time. */
+static void test_written_meanwhile(void **state) {
+        for (unsigned published = 0; published < 2; published++) {
+                struct world *w = start(2, 64);
+
+                for (uint32_t i = 0; i < 2; i++)
+                        world_write(w, i, 3, 5);
+                w->meanwhile = write_pages;
+                w->meanwhile_published = published;
+                world_run(w, 20 * SECOND);
+                assert_null(w->meanwhile);
+                assert_int_equal(world_counters(w).pages_unshared, 2);
+                assert_int_equal(world_counters(w).failed_changed, 0);
+                world_write(w, 1, 3, 600);
+                world_run(w, 20 * SECOND);
+                assert_int_equal(world_counters(w).pages_sharing, 1);
+                finish(w);
+        }
+}
+
+static void leave_chain(struct world *w) {
+        world_write(w, 0, 3, 99);
+        world_scan(w);
+}
+
+/* A full chain has room again while a dup of it is being published. */
+static void test_dup_not_needed(void **state) {
+        struct world *w = start(4, 64);
+
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_max_page_sharing, 2, w->now_usec), 0);
+        for (uint32_t i = 0; i < 2; i++)
+                world_write(w, i, 3, 5);
+        world_run(w, 20 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, 1);
+        for (uint32_t i = 2; i < 4; i++)
+                world_write(w, i, 3, 5);
+        w->meanwhile = leave_chain;
+        w->meanwhile_published = true;
+        world_run(w, 20 * SECOND);
+        assert_null(w->meanwhile);
+        assert_int_equal(world_counters(w).pages_shared, 1);
+        assert_int_equal(world_counters(w).pages_sharing, 1);
+        assert_int_equal(world_counters(w).pages_unshared, 2);
+        finish(w);
+}
+
+static void stop_merging(struct world *w) {
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_run, 0, w->now_usec), 0);
+}
+
+static void test_stopped_before_publish(void **state) {
+        struct world *w = start(2, 64);
+
+        for (uint32_t i = 0; i < 2; i++)
+                fill(w, i, 0, 64, 1);
+        w->meanwhile = stop_merging;
+        world_run(w, 20 * SECOND);
+        assert_null(w->meanwhile);
+        assert_int_equal(w->n_segments, 0);
+        assert_int_equal(w->n_applies, 0);
+        finish(w);
+}
+
+/* What the index stores beside an entry narrows the search; the key decides. */
+static void test_equal_tags(void **state) {
+        struct world *w = start(3, 64);
+
+        w->same_tags = true;
+        fill(w, 0, 0, 32, 1);
+        fill(w, 1, 0, 64, 1);
+        world_run(w, 10 * SECOND);
+        fill(w, 2, 0, 64, 1);
+        world_run(w, 10 * SECOND);
+        assert_int_equal(world_counters(w).pages_shared, 64);
+        assert_int_equal(world_counters(w).pages_sharing, 96);
+        assert_int_equal(world_counters(w).failed_changed, 0);
         finish(w);
 }
 
@@ -323,6 +441,21 @@ static void test_segment_bound(void **state) {
         finish(w);
 }
 
+/* Dead slots are bounded too, even when nothing is cleaned. */
+static void test_dead_slots_are_bounded(void **state) {
+        struct world *w = start(2, 512);
+
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_stable_node_chains_prune_millisecs, 3600000, w->now_usec), 0);
+        for (uint32_t round = 0; round < 10; round++) {
+                for (uint32_t i = 0; i < 2; i++)
+                        fill(w, i, 256, 256, 1000 + round * 512);
+                world_run(w, 20 * SECOND);
+        }
+        /* Half of what is registered may be live, half as much again dead. */
+        assert_in_range(world_counters(w).segment_bytes, 1, 4096 * 512 * 3 / 2);
+        finish(w);
+}
+
 static void test_vma_limit_of_the_kernel(void **state) {
         struct world *w = start(2, 1024);
 
@@ -496,6 +629,13 @@ int main(void) {
                 cmocka_unit_test(test_max_page_sharing),
                 cmocka_unit_test(test_zero_pages),
                 cmocka_unit_test(test_small_domain_lives_long),
+                cmocka_unit_test(test_zeros_as_contents),
+                cmocka_unit_test(test_dead_slots_are_bounded),
+                cmocka_unit_test(test_written_meanwhile),
+                cmocka_unit_test(test_dup_not_needed),
+                cmocka_unit_test(test_stopped_before_publish),
+                cmocka_unit_test(test_full_segments_are_sealed),
+                cmocka_unit_test(test_equal_tags),
                 cmocka_unit_test(test_copy_on_write),
                 cmocka_unit_test(test_pinned_backs_off),
                 cmocka_unit_test(test_merge_now),
