@@ -1,27 +1,11 @@
 """The faults: one for each step of each transition, for each invariant, and for each check that stands between a peer and the books.
 
-`old` occurs exactly once in `file`; `new` takes its place. `tests` are tried in this order: names of meson tests, or of TESTS below."""
-import dataclasses
-
-# Tests that are not one meson test: what to run, from the root of the source.
-TESTS = {
-    "torture 20 s": ["tests/e2e/test_shim_torture.py", "--seconds=20", "--delay-usec=2000", "--regions=2"],
-    "chaos 20 s": ["tests/e2e/test_shim_torture.py", "--chaos", "--seconds=20", "--delay-usec=500"],
-}
-LIB = ("transitions", "discards", "hostile", "remerge", "fork")
-SHIM = ("torture 20 s", "chaos 20 s")
-
-
-@dataclasses.dataclass
-class Fault:
-    name: str
-    breaks: str
-    text: str
-    file: str
-    old: str
-    new: str
-    tests: tuple
-
+Here those of the transitions, the mapping lock and what began the list; faults_agent.py, faults_core.py and faults_daemon.py have
+more of each. fault.py says what the fields mean."""
+from fault import Fault, LIB, SHIM
+from faults_agent import AGENT_FAULTS
+from faults_core import CORE_FAULTS
+from faults_daemon import DAEMON_FAULTS
 
 FAULTS = [
     # -- merge and zero, step by step (lib/hole.c, lib/place.c) --------------------------------------------------------------
@@ -150,11 +134,9 @@ FAULTS = [
           "F_SEAL_WRITE | F_SEAL_SEAL", "F_SEAL_GROW", ("segment", "daemon_merge")),
 
     # -- domains (daemon/sys/peer.c) ------------------------------------------------------------------------------------------
-    Fault("domain-without-uid", "I4", "users share a domain", "daemon/sys/peer.c",
-          '"uid=%u\\nlabel=%s\\nscope=%.*s\\nunit=%s", p->uid, label,', '"uid=%u\\nlabel=%s\\nscope=%.*s\\nunit=%s", 0U, label,',
-          ("peer", "sharing")),
+    Fault("domain-without-uid", "I4", "users share a domain", "daemon/sys/peer.c", 'unit=%s", uid, label,', 'unit=%s", 0U, label,', ("peer", "sharing")),
     Fault("domain-without-unit", "I4", "root's services share a domain", "daemon/sys/peer.c",
-          "cgroup_unit_template(path, length, unit, sizeof(unit)) < 0)", "false)", ("peer", "sharing")),
+          "        if (uid == 0 && cgroup_unit_template(path, length, unit, sizeof(unit)) < 0)", "        if (false)", ("peer", "sharing")),
     Fault("setuid-accepted", "I4", "setuid programs may register", "daemon/sys/peer.c",
           '        else if (status_has_other_ids(text))\n                *ret_reason = "setuid or setgid program";\n',
           "", ("peer", "daemon_protocol")),
@@ -169,4 +151,4 @@ FAULTS = [
           "if (!shape || !(shape->senders & sender))", "if (!shape)", ("codec", "daemon_protocol")),
     Fault("extent-across-blocks", "strict decoding", "an extent may leave its block", "proto/codec.c",
           " || (end - 1) >> BLOCK_SHIFT != block)", ")", ("codec", "hostile")),
-]
+] + AGENT_FAULTS + CORE_FAULTS + DAEMON_FAULTS

@@ -1,16 +1,21 @@
 #!/usr/bin/python3
 """Plants one fault at a time in a copy of the source, and shows which test notices.
 
-usage: run.py [--list | --check] [--from NAME] [--table FILE] [NAME...]
+usage: run.py [--list | --check | --table] [--tree NAME] [--seconds N] [--survivors | --again] [NAME...]
 
-  --list        name and meaning of every fault
-  --check       only sees that each fault still fits the source (exactly one place); builds nothing
-  --from NAME   begins there
-  --table FILE  writes the result as a table for docs/testing.md
+  --list       name and meaning of every fault
+  --check      only sees that each fault still fits the source (exactly one place); builds nothing
+  --table      prints what the last runs found, for docs/testing.md; runs nothing
+  --tree NAME  the copy of the source to plant in: runs in different ones may go on at the same time
+  --seconds N  begins no further fault after that; exits with 3 when some are left
+  --survivors  those that survived before; --again: also those that were killed. Else only those that no run knows yet
 
-faults.py has the list. For each fault its tests run in order until one fails: that one killed it. A fault that survives all of them is a
-missing test and fails the run. Without any fault the tests pass: that is checked first, for the tests that are asked for."""
+faults.py has the list. For each fault its tests run in order until one fails: that one killed it, and is seen to pass without any fault. A
+fault that survives all of them is a missing test and fails the run. Results are kept in build-planted/results, so a run can be made
+in pieces."""
 import argparse
+import hashlib
+import json
 import os
 import pathlib
 import shutil
@@ -19,11 +24,12 @@ import subprocess
 import sys
 import time
 
-from faults import FAULTS, TESTS
+from fault import TESTS
+from faults import FAULTS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORK = ROOT / "build-planted"
-SOURCE, BUILD = WORK / "source", WORK / "build"
+RESULTS = WORK / "results"
 # A fault may hang a test; none of them takes a third of this without one.
 TEST_SECONDS = 150
 
@@ -37,24 +43,89 @@ def replaced(fault):
     return text.replace(fault.old, fault.new)
 
 
-def copy_source():
-    files = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True,
-                           capture_output=True).stdout.decode().split("\0")
-    for name in filter(None, files):
-        source, target = ROOT / name, SOURCE / name
-        if not source.is_file():
-            continue
-        if not target.exists() or target.read_bytes() != source.read_bytes():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
-    if not (BUILD / "build.ninja").exists():
-        # A fault may leave a function or a variable unused: that is a warning.
-        subprocess.run(["meson", "setup", "-Dwerror=false", BUILD, SOURCE], check=True, stdout=subprocess.DEVNULL)
+class Tree:
+    """A copy of the source to plant faults in, and its build."""
 
+    def __init__(self, name):
+        self.source, self.build_directory = WORK / name / "source", WORK / name / "build"
+        self.passing = set()  # tests seen to pass without any fault
+        self.copy_source()
+        broken = self.build()
+        if broken:
+            sys.exit(broken)
 
-def build():
-    result = subprocess.run(["ninja", "-C", BUILD], capture_output=True, text=True)
-    return None if result.returncode == 0 else result.stdout[-1500:]
+    def copy_source(self):
+        files = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True,
+                               capture_output=True).stdout.decode().split("\0")
+        for name in filter(None, files):
+            source, target = ROOT / name, self.source / name
+            if not source.is_file():
+                continue
+            if not target.exists() or target.read_bytes() != source.read_bytes():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+                shutil.copymode(source, target)
+        if not (self.build_directory / "build.ninja").exists():
+            # A fault may leave a function or a variable unused: that is a warning.
+            subprocess.run(["meson", "setup", "-Dwerror=false", self.build_directory, self.source], check=True, stdout=subprocess.DEVNULL)
+
+    def build(self):
+        """None, or what the compiler says."""
+        result = subprocess.run(["ninja", "-C", self.build_directory], capture_output=True, text=True)
+        return None if result.returncode == 0 else result.stdout[-1500:]
+
+    def passes(self, test):
+        """(True, "") or (False, how it failed)."""
+        began = time.monotonic()
+        command = TESTS.get(test)
+        if command is None:
+            command = ["meson", "test", "-C", self.build_directory, "--no-rebuild", test]
+        else:
+            command = [self.source / command[0], *command[1:]]
+        mark = f"{os.getpid()}.{time.monotonic_ns()}"
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=WORK,
+                                   env={**os.environ, "USERKSM_BUILD": str(self.build_directory), "USERKSM_PLANTED": mark})
+        status = None
+        try:
+            status = process.wait(TEST_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            end_all(f"USERKSM_PLANTED={mark}".encode())
+            process.wait()
+        if status is None:
+            return False, "hangs"
+        return status in (0, 77), f"{time.monotonic() - began:.0f} s"
+
+    def plant(self, fault):
+        """(killer, how), or (None, why not)."""
+        target = self.source / fault.file
+        original = target.read_text()
+        target.write_text(replaced(fault))
+        try:
+            broken = self.build()
+            if broken:
+                return None, f"does not compile: {broken}"
+            for test in fault.tests:
+                survived, how = self.passes(test)
+                if not survived:
+                    return test, how
+            return None, f"survived {', '.join(fault.tests)}"
+        finally:
+            target.write_text(original)
+
+    def check_passes(self, test):
+        if test in self.passing:
+            return
+        broken = self.build()
+        if broken:
+            sys.exit(broken)
+        for _ in range(2):  # once more: the machine may be busy with something else
+            passes, how = self.passes(test)
+            if passes:
+                self.passing.add(test)
+                return
+        sys.exit(f"{test} fails without any fault, {how}")
 
 
 def end_all(mark):
@@ -67,98 +138,85 @@ def end_all(mark):
             continue
 
 
-def passes(test):
-    """(True, "") or (False, how it failed)."""
-    began = time.monotonic()
-    command = TESTS.get(test)
-    if command is None:
-        command = ["meson", "test", "-C", BUILD, "--no-rebuild", test]
-    else:
-        command = [SOURCE / command[0], *command[1:]]
-    mark = f"USERKSM_PLANTED={os.getpid()}.{time.monotonic_ns()}"
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=WORK,
-                               env={**os.environ, "USERKSM_BUILD": str(BUILD), "USERKSM_PLANTED": mark.split("=")[1]})
+def stale(chosen, say=False):
+    """How many do not fit the source any more."""
+    n = len(chosen) - len({f.name for f in chosen})
+    for f in chosen:
+        try:
+            replaced(f)
+        except LookupError as e:
+            n += 1
+            if say:
+                print(e)
+    if say:
+        print(f"{len(chosen) - n} of {len(chosen)} faults fit the source")
+    return n
+
+
+def digest(fault):
+    return hashlib.sha256(repr((fault.file, fault.old, fault.new)).encode()).hexdigest()[:16]
+
+
+def remember(fault, killer, how):
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / fault.name).write_text(json.dumps({"digest": digest(fault), "killer": killer, "how": how}))
+
+
+def remembered(fault):
+    """(killer, how), or None: no run knows this fault as it is now."""
     try:
-        status = process.wait(TEST_SECONDS)
-    except subprocess.TimeoutExpired:
-        status = None
-    end_all(mark.encode())
-    process.wait()
-    if status is None:
-        return False, "hangs"
-    return status in (0, 77), f"fails after {time.monotonic() - began:.0f} s"
+        result = json.loads((RESULTS / fault.name).read_text())
+    except OSError:
+        return None
+    return (result["killer"], result["how"]) if result["digest"] == digest(fault) else None
 
 
-def plant(fault):
-    """(killer, how), or (None, why not)."""
-    target = SOURCE / fault.file
-    original = target.read_text()
-    target.write_text(replaced(fault))
-    try:
-        broken = build()
-        if broken:
-            return None, f"does not compile: {broken}"
-        for test in fault.tests:
-            survived, how = passes(test)
-            if not survived:
-                return test, how
-        return None, f"survived {', '.join(fault.tests)}"
-    finally:
-        target.write_text(original)
-
-
-def write_table(path, rows):
-    with open(path, "w") as f:
-        f.write("| what is broken | fault | killed by |\n|---|---|---|\n")
-        for fault, killer, how in rows:
-            f.write(f"| {fault.breaks} | {fault.text} | {f'{killer}, {how}' if killer else '**' + how + '**'} |\n")
+def print_table(chosen):
+    print("| what is broken | fault | killed by |\n|---|---|---|")
+    for f in chosen:
+        killer, how = remembered(f) or (None, "not run")
+        print(f"| {f.breaks} | {f.text} | {f'`{killer}`, {how}' if killer else '**' + how + '**'} |")
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--from", dest="first")
-    parser.add_argument("--table")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--survivors", action="store_true")
+    parser.add_argument("--tree", default="tree")
+    parser.add_argument("--seconds", type=int, default=sys.maxsize)
     parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
-    chosen = [f for f in FAULTS if not arguments.names or f.name in arguments.names]
-    if arguments.first:
-        chosen = chosen[[f.name for f in chosen].index(arguments.first):]
     unknown = set(arguments.names) - {f.name for f in FAULTS}
     if unknown:
         sys.exit(f"no such fault: {', '.join(sorted(unknown))}")
+    chosen = [f for f in FAULTS if not arguments.names or f.name in arguments.names]
     if arguments.list:
         for f in chosen:
             print(f"{f.name:28} {f.breaks}: {f.text}")
         return 0
-    stale = []
+    if arguments.table:
+        print_table(chosen)
+        return 0
+    if stale(chosen) or arguments.check:
+        return 1 if stale(chosen, True) else 0
+    tree = Tree(arguments.tree)
+    survivors, end = 0, time.monotonic() + arguments.seconds
     for f in chosen:
-        try:
-            replaced(f)
-        except LookupError as e:
-            stale.append(str(e))
-    if stale or arguments.check:
-        print(*stale, sep="\n")
-        print(f"{len(chosen) - len(stale)} of {len(chosen)} faults fit the source")
-        return 1 if stale else 0
-    copy_source()
-    broken = build()
-    if broken:
-        sys.exit(broken)
-    for test in sorted({t for f in chosen for t in f.tests}):
-        ok, how = passes(test)
-        if not ok:
-            sys.exit(f"{test} {how} without any fault")
-    rows = []
-    for f in chosen:
-        killer, how = plant(f)
-        rows.append((f, killer, how))
+        known = remembered(f)
+        if not arguments.again and known and (known[0] or not arguments.survivors):
+            continue
+        if time.monotonic() > end:
+            return 3
+        killer, how = tree.plant(f)
+        if killer:
+            tree.check_passes(killer)
+        remember(f, killer, how)
+        survivors += not killer
         print(f"{'killed  ' if killer else 'SURVIVED'} {f.name}: {f'by {killer}, {how}' if killer else how}", flush=True)
-        if arguments.table:
-            write_table(arguments.table, rows)
-    survivors = sum(killer is None for _, killer, _ in rows)
-    print(f"{len(rows) - survivors} of {len(rows)} killed")
+    print(f"{survivors} survived")
     return 1 if survivors else 0
 
 

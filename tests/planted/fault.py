@@ -1,0 +1,24 @@
+"""What a planted fault is, and what may kill one.
+
+`old` occurs exactly once in `file`; `new` takes its place. `tests` are tried in this order: names of meson tests, or of TESTS below."""
+import dataclasses
+
+# Tests that are not one meson test: what to run, from the root of the source.
+TESTS = {
+    "torture 20 s": ["tests/e2e/test_shim_torture.py", "--seconds=20", "--delay-usec=2000", "--regions=2"],
+    "chaos 20 s": ["tests/e2e/test_shim_torture.py", "--chaos", "--seconds=20", "--delay-usec=500"],
+}
+LIB = ("transitions", "discards", "hostile", "remerge", "fork")
+SHIM = ("torture 20 s", "chaos 20 s")
+CORE = ("core", "core_adopt", "core_ranges", "core_index", "sim")
+
+
+@dataclasses.dataclass
+class Fault:
+    name: str
+    breaks: str
+    text: str
+    file: str
+    old: str
+    new: str
+    tests: tuple
