@@ -101,7 +101,10 @@ class Tree:
         """(killer, how), or (None, why not)."""
         target = self.source / fault.file
         original = target.read_text()
-        target.write_text(replaced(fault))
+        try:
+            target.write_text(replaced(fault))
+        except LookupError as e:  # somebody works on the source while this runs
+            return None, str(e)
         try:
             broken = self.build()
             if broken:
