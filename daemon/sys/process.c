@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/vfs.h>
 
 /* Reads N out of ".../N/<name>", the path that the kernel gives for the fd. 0 or -EINVAL. */
@@ -67,6 +68,7 @@ int process_new(const struct peer *peer, int pagemap_fd, int mem_fd, struct proc
                 .mem_fd = take_fd(&mem),
                 .pidfd = take_fd(&pidfd),
                 .pid = peer->pid,
+                .uid = peer->uid,
         };
         atomic_init(&p->closing, false);
         atomic_init(&p->fast_denied, p->pidfd < 0 || (unsigned long) peer->pid != pagemap_pid);
@@ -87,6 +89,13 @@ struct process *process_unref(struct process *p) {
         close_fd(p->pidfd);
         free(p);
         return NULL;
+}
+
+bool process_is_its_users(const struct process *p) {
+        char path[32];
+        struct stat st;
+        (void) snprintf(path, sizeof(path), "/proc/%d", (int) p->pid);
+        return stat(path, &st) == 0 && st.st_uid == p->uid;
 }
 
 bool process_has_exited(const struct process *p) {

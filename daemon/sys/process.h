@@ -18,6 +18,7 @@ struct process {
         unsigned n_refs;
         int pagemap_fd, mem_fd, pidfd;
         pid_t pid;               /* 0: not visible from here */
+        uid_t uid;
         atomic_bool closing;     /* the client is gone: finish early */
         atomic_bool fast_denied; /* process_vm_readv is not permitted for this process */
 };
@@ -30,5 +31,9 @@ struct process *process_ref(struct process *p);
 struct process *process_unref(struct process *p);
 DEFINE_CLEANUP(struct process *, process_unref)
 
+/* False: it has other rights than its user now (an exec of a setuid program), or is not dumpable. Who gave its consent before may not
+ * have what is there now compared with what he guesses. Asked after reading by pid: the kernel lets nobody read between the change of
+ * the memory and that of the rights. */
+bool process_is_its_users(const struct process *p);
 /* True once the process was reaped or is a zombie: its memory is gone, or going. */
 bool process_has_exited(const struct process *p);

@@ -49,9 +49,16 @@ static unsigned read_fast(struct process *p, const uint64_t *pages, unsigned n_p
         ssize_t n = process_vm_readv(p->pid, &local, 1, remote, n_remote, 0);
         if (n < 0 && (errno == EPERM || errno == ENOSYS))
                 atomic_store_explicit(&p->fast_denied, true, memory_order_relaxed);
-        /* Alive now means alive all the time: the pid named this process while we read. */
-        if (n <= 0 || process_has_exited(p))
+        if (n <= 0)
                 return 0;
+        bool is_its_users = process_is_its_users(p);
+        /* Alive now means alive all the time: the pid named this process while we read, and looked. */
+        if (process_has_exited(p))
+                return 0;
+        if (!is_its_users) {
+                atomic_store_explicit(&p->fast_denied, true, memory_order_relaxed);
+                return 0;
+        }
         return (unsigned) ((size_t) n / KSM_PAGE_SIZE);
 }
 

@@ -2,8 +2,9 @@
  *
  * Two ways. process_vm_readv takes scattered pages in one call but is bound to a pid: after an exec it would read
  * the new program, and it can wait for ever on memory whose owner does not answer. So it is only for hashing (a hash is a
- * hint), only for a process whose agent answered lately, and only between two looks at its pidfd. The mem fd is bound to
- * the mm that the client consented to; a page in transition reads as EIO. What is published goes through it, always.
+ * hint), only for a process whose agent answered lately, only between two looks at its pidfd, and only if it has no more than its
+ * user's rights afterwards. The mem fd is bound to the mm that the client consented to; a page in transition reads as EIO. What is
+ * published goes through it, always.
  *
  * Either can hang in the end (a page of a FUSE file, say): callers are worker threads and may be given up. */
 #pragma once
