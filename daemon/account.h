@@ -8,13 +8,19 @@
 #include <stdint.h>
 #include <sys/queue.h>
 
+#include "daemon/bounds.h"
+
 struct manager;
 struct session;
 
-/* Lines of one window of time. */
+/* What was said in one window of time: each reason once. */
 struct log_limit {
         uint64_t began_usec;
-        unsigned n, n_suppressed;
+        unsigned n, n_suppressed; /* lines; the latter of no reason below */
+        struct log_reason {
+                char text[LOG_REASON_BYTES];
+                unsigned n_suppressed;
+        } reasons[LOG_REASONS];
 };
 
 struct uid_account {
@@ -38,7 +44,8 @@ void accounts_free(struct manager *m);
 bool account_may_go_on(struct manager *m, struct uid_account *a, uint64_t now);
 void account_used(struct manager *m, struct uid_account *a, uint64_t usec);
 
-/* A line that something a client does can bring about as often as it likes: at most so many of a user and of all (bounds.h), the
- * rest counted. Not limited at log level debug. a may be NULL. */
-__attribute__((format(printf, 4, 5))) void account_log(struct manager *m, struct uid_account *a, int level, const char *format,
-                                                       ...);
+/* A line that something a client does can bring about as often as it likes: each reason is said once about a user in a window of time,
+ * at most so many lines about all (bounds.h); the rest is counted, and the counts are said when the window is over. Not limited at log
+ * level debug. a may be NULL. */
+__attribute__((format(printf, 5, 6))) void account_log(struct manager *m, struct uid_account *a, int level, const char *reason,
+                                                       const char *format, ...);

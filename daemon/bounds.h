@@ -62,11 +62,19 @@
 #define GOVERNOR_BURST_USEC (50 * USEC_PER_MSEC)
 
 /* -- log -------------------------------------------------------------------------------------------------------------- */
-/* Lines that clients bring about: in each window so many about one user's processes and so many in all. Enough to see what goes on,
- * 3 lines a second at most however many connections misbehave. */
+/* Lines that clients bring about: in each window each reason once about one user's processes, so many reasons (there are some twenty;
+ * who has given eight is known), and so many lines in all: 3 a second at most, however many connections of however many users
+ * misbehave. */
 #define LOG_WINDOW_USEC (30 * USEC_PER_SEC)
-#define LOG_LINES_PER_USER 30
+#define LOG_REASONS 8
+#define LOG_REASON_BYTES 96
 #define LOG_LINES 100
+
+/* -- connections ----------------------------------------------------------------------------------------------------- */
+/* Kept for root and the daemon's own user when all others are taken: somebody must be able to look, and to act. */
+#define SESSIONS_RESERVED 16
+/* Of the connections there can be one user has at most this part, whatever max_clients_per_uid allows. */
+#define SESSIONS_USER_PERMILLE 750
 
 /* -- file descriptors ------------------------------------------------------------------------------------------------ */
 /* A client holds its socket, pagemap, mem and a pidfd. */

@@ -273,8 +273,8 @@ static int apply_range(struct client *c, enum message_type type, const struct ra
                                         : core_pages_gone(core, c->id, page, n_pages);
         /* A range that is not known is a race of the agent with itself; without memory it is not merged. */
         if (r < 0 && r != -ENOENT && r != -EAGAIN)
-                account_log(c->manager, c->session->account, r == -ENOMEM ? LOG_WARNING : LOG_DEBUG, "client pid %d: %s: %s",
-                            (int) c->session->peer.pid, message_name((uint16_t) type), strerror(-r));
+                account_log(c->manager, c->session->account, r == -ENOMEM ? LOG_WARNING : LOG_DEBUG, strerror(-r),
+                            "client pid %d: %s: %s", (int) c->session->peer.pid, message_name((uint16_t) type), strerror(-r));
         return r;
 }
 
@@ -435,7 +435,7 @@ static void on_stats(struct client *c, const struct msg_agent_stats *body) {
         fault_point(FAULT_stats_come);
         if (body->raw_syscalls && !c->raw) {
                 c->raw = true;
-                account_log(c->manager, c->session->account, LOG_NOTICE,
+                account_log(c->manager, c->session->account, LOG_NOTICE, "changes mappings without libc",
                             "client pid %d uid %u (%s) changes mappings without libc: left alone from now on",
                             (int) c->session->peer.pid, c->session->peer.uid, c->comm);
                 core_client_park(c->manager->core, c->id, true);

@@ -139,7 +139,7 @@ void door_job_done(struct worker_job *base) {
         struct uid_account *a = j->account;
         struct session *s = j->session;
         if (base->given_up) {
-                account_log(j->manager, a, LOG_NOTICE, "a descriptor of uid %u's answered after all", a->uid);
+                account_log(j->manager, a, LOG_NOTICE, "a descriptor answered", "a descriptor of uid %u's answered after all", a->uid);
                 a->n_lost--;
         }
         if (s) {

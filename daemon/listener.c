@@ -54,13 +54,13 @@ static void on_connection(uv_poll_t *handle, int status, int events) {
                         fault_point(FAULT_accepted);
                         int r = session_new(l->manager, fd);
                         if (r < 0 && r != -ESRCH)
-                                account_log(l->manager, NULL, LOG_WARNING, "cannot serve a new connection: %s", strerror(-r));
+                                account_log(l->manager, NULL, LOG_WARNING, "connection", "cannot serve a new connection: %s", strerror(-r));
                         continue;
                 }
                 if (errno == EINTR || errno == ECONNABORTED)
                         continue;
                 if (errno != EAGAIN) {
-                        account_log(l->manager, NULL, LOG_WARNING, "accept: %s", strerror(errno));
+                        account_log(l->manager, NULL, LOG_WARNING, "accept", "accept: %s", strerror(errno));
                         /* The connection stays in the queue and would wake us for ever. */
                         (void) uv_poll_stop(&l->poll);
                         l->suspended = true;

@@ -315,7 +315,7 @@ bool scanner_dispatch(struct scanner *s, uint64_t now, uint64_t *ret_next_usec) 
 void scanner_job_done(struct scanner *s, struct worker_job *base) {
         struct job *j = (struct job *) base;
         if (base->given_up) {
-                account_log(s->manager, j->account, LOG_NOTICE, "a reader of uid %u's memory came back", j->account->uid);
+                account_log(s->manager, j->account, LOG_NOTICE, "a reader came back", "a reader of uid %u's memory came back", j->account->uid);
                 j->account->n_lost--;
         } else {
                 s->n_running--;

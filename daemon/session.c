@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "common/fault.h"
 #include "common/log.h"
@@ -134,7 +135,7 @@ void session_close(struct session *s, int level, const char *reason) {
                 return;
         s->closing = true;
         if (reason)
-                account_log(m, s->account, level, "client pid %d uid %u disconnected: %s", (int) s->peer.pid, s->peer.uid, reason);
+                account_log(m, s->account, level, reason, "client pid %d uid %u disconnected: %s", (int) s->peer.pid, s->peer.uid, reason);
         else
                 log_debug("client pid %d uid %u left", (int) s->peer.pid, s->peer.uid);
         if (s->prev)
@@ -273,9 +274,11 @@ static void on_poll(uv_poll_t *handle, int status, int events) {
 
 /* Static text why not, or NULL. */
 static const char *admit(struct manager *m, const struct uid_account *a) {
-        if (m->n_sessions >= m->max_sessions || m->n_sessions >= m->config.max_clients)
+        int64_t limit = MIN((int64_t) m->max_sessions, m->config.max_clients);
+        bool is_trusted = a->uid == 0 || a->uid == geteuid();
+        if (m->n_sessions >= (is_trusted ? limit : limit - SESSIONS_RESERVED))
                 return "too many clients";
-        if (a->n_sessions >= m->config.max_clients_per_uid)
+        if (a->n_sessions >= m->config.max_clients_per_uid || (!is_trusted && a->n_sessions >= limit * SESSIONS_USER_PERMILLE / 1000))
                 return "too many clients of this user";
         return NULL;
 }
@@ -326,7 +329,8 @@ int session_new(struct manager *m, int fd) {
 }
 
 void session_tick(struct session *s, uint64_t now) {
-        if (s->role == 0 && !s->at_door && now > s->accepted_usec + SESSION_HELLO_USEC) {
+        bool is_late = s->role == 0 && !s->at_door && now > s->accepted_usec + SESSION_HELLO_USEC;
+        if (is_late && channel_peek_type(s->fd) == -EAGAIN) { /* else it is we who have not come to it */
                 session_close(s, LOG_WARNING, "said nothing");
                 return;
         }
