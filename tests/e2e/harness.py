@@ -41,6 +41,15 @@ def rollup(pid, key="Pss"):
     raise KeyError(key)
 
 
+def frames(victim, name, n):
+    """Page frame number of each page of a victim's area, 0 for none. Root only."""
+    address = int(victim.do("address", name).split()[1])
+    with open(f"/proc/{victim.pid}/pagemap", "rb") as f:
+        f.seek(address // 4096 * 8)
+        entries = struct.unpack(f"<{n}Q", f.read(n * 8))
+    return [e & ((1 << 55) - 1) if e >> 63 else 0 for e in entries]
+
+
 class Daemon:
     def __init__(self, *options):
         self.directory = tempfile.mkdtemp(prefix="userksm-test-")
