@@ -180,6 +180,7 @@ void agent_reset_in_child(bool libc_knows) {
         struct rangeset ranges = a->ranges, found = a->found, excluded = a->excluded, dontfork = a->dontfork;
         bool suspended = a->suspended, special_known = a->special_known;
         own_free(a->segments.v, a->segments.capacity * sizeof(*a->segments.v));
+        rangeset_clear(&a->released); /* not inherited */
         own_free(a->expected, BLOCK_BYTES);
         own_free(a->text, TEXT_BUFFER_BYTES);
         own_free(a->message, sizeof(*a->message));

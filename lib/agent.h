@@ -68,8 +68,9 @@ void agent_suspend(bool suspended);
 void agent_note_unmapped(uint64_t start, uint64_t length);
 
 /* mremap succeeded: what was registered in the old place is registered in the new one (the kernel drops the userfaultfd
- * context of moved memory, KSM's VM_MERGEABLE travels along). Asynchronous, inside the lock. */
-void agent_note_moved(uint64_t old_start, uint64_t old_length, uint64_t new_start, uint64_t new_length);
+ * context of moved memory, KSM's VM_MERGEABLE travels along), and so are MADV_DONTFORK and what forbids merging. keep: the old
+ * mapping is still there, empty (MREMAP_DONTUNMAP). Asynchronous, inside the lock. */
+void agent_note_moved(uint64_t old_start, uint64_t old_length, uint64_t new_start, uint64_t new_length, bool keep);
 
 /* The writable data of every loaded object but the program is left alone by discovery; once more after dlopen. */
 void agent_note_objects(void);

@@ -113,9 +113,9 @@ static void note(enum note_kind kind, uint64_t start, uint64_t length) {
                 atomic_store(agent_calm, 0);
 }
 
-void agent_note_moved(uint64_t old_start, uint64_t old_length, uint64_t new_start, uint64_t new_length) {
+void agent_note_moved(uint64_t old_start, uint64_t old_length, uint64_t new_start, uint64_t new_length, bool keep) {
         if (agent_running())
-                notes_put((struct note) { .kind = NOTE_MOVED,
+                notes_put((struct note) { .kind = keep ? NOTE_MOVED_KEEPING : NOTE_MOVED,
                                           .start = old_start,
                                           .end = page_ceil(old_start + old_length),
                                           .to = new_start,

@@ -23,7 +23,7 @@ int registry_unregister(struct agent *a, uint64_t start, uint64_t end, bool stri
 int registry_exclude(struct agent *a, uint64_t start, uint64_t end);
 int registry_release(struct agent *a, uint64_t start, uint64_t end);
 void registry_forget(struct agent *a, uint64_t start, uint64_t end); /* unmapped by the program */
-void registry_move(struct agent *a, uint64_t start, uint64_t end, uint64_t to, uint64_t to_end); /* mremap */
+void registry_move(struct agent *a, uint64_t start, uint64_t end, uint64_t to, uint64_t to_end, bool keep); /* mremap */
 int registry_retrack(struct agent *a);
 /* Adds what is eligible of the VMA's part in [start, end). */
 int registry_add_vma(struct agent *a, const struct vma *v, uint64_t start, uint64_t end);

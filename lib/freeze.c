@@ -181,8 +181,6 @@ static uint64_t copy_and_replace(struct transition *t, unsigned at, unsigned n, 
         }
         if (vma_prot(v) != (PROT_READ | PROT_WRITE) && sys_mprotect((uint64_t) staging, length, vma_prot(v)) < 0)
                 copied = 0;
-        if (rangeset_overlaps(&a->dontfork, page_address(t->base, at), page_address(t->base, at + n)))
-                (void) sys_madvise((uint64_t) staging, length, MADV_DONTFORK);
         fault_point(FAULT_freeze_copied);
         for (unsigned i = 0, k; next_run(copied, &i, &k); i += k) {
                 uint64_t from = (uint64_t) staging + ((uint64_t) (i - at) << KSM_PAGE_SHIFT);
@@ -192,6 +190,7 @@ static uint64_t copy_and_replace(struct transition *t, unsigned at, unsigned n, 
                         transition_set(t, run_bits(i, k), (enum apply_status) errno_status((int) r));
                         continue;
                 }
+                place_put_advice_back(a, page_address(t->base, i), page_address(t->base, i + k));
                 replaced |= run_bits(i, k);
                 b->merged &= ~run_bits(i, k);
                 b->removed &= ~run_bits(i, k);
@@ -260,8 +259,10 @@ static bool copy_plain(struct agent *a, uint64_t start, uint64_t length, const s
                 return false;
         if (sys_pread(a->mem_fd, (void *) copy, length, start) == (long) length &&
             sys_mprotect((uint64_t) copy, length, vma_prot(v)) == 0 &&
-            !sys_is_error(move_over(a, (uint64_t) copy, length, start)))
+            !sys_is_error(move_over(a, (uint64_t) copy, length, start))) {
+                place_put_advice_back(a, start, start + length);
                 return true;
+        }
         (void) sys_munmap((uint64_t) copy, length);
         return false;
 }

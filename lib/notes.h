@@ -7,12 +7,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum note_kind { NOTE_NOTHING, NOTE_UNMAPPED, NOTE_EXCLUDE, NOTE_DONTFORK, NOTE_DOFORK, NOTE_MOVED };
+enum note_kind { NOTE_NOTHING, NOTE_UNMAPPED, NOTE_EXCLUDE, NOTE_DONTFORK, NOTE_DOFORK, NOTE_MOVED, NOTE_MOVED_KEEPING };
 
 struct note {
         enum note_kind kind;
         uint64_t start, end;
-        uint64_t to, to_end; /* MOVED */
+        uint64_t to, to_end; /* MOVED; KEEPING: MREMAP_DONTUNMAP */
 };
 
 void notes_put(struct note note);

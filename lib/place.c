@@ -30,10 +30,12 @@ bool next_slots(const struct advice *d, uint64_t mask, unsigned *at, unsigned *n
         return true;
 }
 
-/* Before a fork can see it: fork waits for the mapping lock. */
-static void put_advice_back(struct agent *a, uint64_t start, uint64_t end) {
-        if (rangeset_overlaps(&a->dontfork, start, end))
-                (void) sys_madvise(start, end - start, MADV_DONTFORK);
+void place_put_advice_back(struct agent *a, uint64_t start, uint64_t end) {
+        const struct interval *x = rangeset_from(&a->dontfork, start);
+        for (; x && x < a->dontfork.v + a->dontfork.n && x->start < end; x++) {
+                uint64_t from = MAX(x->start, start), to = MIN(x->end, end);
+                (void) sys_madvise(from, to - from, MADV_DONTFORK);
+        }
 }
 
 enum apply_status place_slots(struct advice *d, unsigned at, unsigned n) {
@@ -48,7 +50,7 @@ enum apply_status place_slots(struct advice *d, unsigned at, unsigned n) {
                 return (enum apply_status) errno_status((int) r);
         b->merged |= run_bits(at, n);
         b->removed &= ~run_bits(at, n);
-        put_advice_back(a, start, end);
+        place_put_advice_back(a, start, end);
         fault_point(FAULT_hole_mapped);
         return APPLY_OK;
 }
@@ -61,7 +63,7 @@ enum apply_status place_nothing(struct transition *t, unsigned at, unsigned n) {
                 return (enum apply_status) errno_status((int) r);
         b->merged &= ~run_bits(at, n);
         b->removed &= ~run_bits(at, n);
-        put_advice_back(t->a, start, end);
+        place_put_advice_back(t->a, start, end);
         fault_point(FAULT_hole_mapped);
         return APPLY_OK;
 }

@@ -190,14 +190,24 @@ int registry_exclude(struct agent *a, uint64_t start, uint64_t end) {
         return r < 0 ? r : 0;
 }
 
+/* Out of every context of ours, registered or not: runs that could not be restored (copied on write), and memory that was mapped
+ * anew where notes of the program said that something had moved to. Never out of the program's own: where it had been let in
+ * before, nothing of ours is. */
+static void leave_contexts(struct agent *a, uint64_t start, uint64_t end) {
+        struct vma v;
+        for (uint64_t at = start; at < end && vma_query(a->maps_fd, at, true, &v) == 0 && v.start < end; at = v.end) {
+                uint64_t from = MAX(v.start, start), to = MIN(v.end, end);
+                if (v.flags & PROCMAP_QUERY_VMA_SHARED || rangeset_overlaps(&a->released, from, to))
+                        continue;
+                (void) context_unregister(v.segment ? &a->shared : &a->track, from, to);
+        }
+}
+
 int registry_release(struct agent *a, uint64_t start, uint64_t end) {
         int r = registry_exclude(a, start, end);
-        struct vma v;
-        /* Runs that could not be restored (copied on write) must leave our context all the same. */
-        for (uint64_t at = start; a->contexts_open && at < end && vma_query(a->maps_fd, at, true, &v) == 0 && v.start < end;
-             at = v.end)
-                if (v.segment)
-                        (void) context_unregister(&a->shared, MAX(v.start, start), MIN(v.end, end));
+        if (a->contexts_open)
+                leave_contexts(a, start, end);
+        (void) rangeset_add(&a->released, start, end);
         return r;
 }
 
@@ -205,25 +215,42 @@ void registry_forget(struct agent *a, uint64_t start, uint64_t end) {
         book_forget(start, end);
         (void) rangeset_remove(&a->excluded, start, end);
         (void) rangeset_remove(&a->dontfork, start, end);
+        (void) rangeset_remove(&a->released, start, end);
         forget_range(a, start, end);
 }
 
-/* What travels: registration and DONTFORK of each part, at the same distance from the beginning; growth of a range that was
- * registered to its end is registered too. */
-void registry_move(struct agent *a, uint64_t start, uint64_t end, uint64_t to, uint64_t to_end) {
-        struct rangeset pieces = { 0 };
+/* The pieces of [start, end) in a set, at the same distance from `to`; growth of a piece at the end belongs to it. */
+static void pieces_moved(const struct rangeset *s, uint64_t start, uint64_t end, uint64_t to, uint64_t to_end, struct rangeset *ret) {
         const struct interval *x;
-        for (uint64_t at = start; (x = rangeset_from(&a->ranges, at)) && x->start < end; at = x->end) {
+        for (uint64_t at = start; (x = rangeset_from(s, at)) && x->start < end; at = x->end) {
                 uint64_t from = MAX(x->start, start), until = MIN(x->end, end);
                 uint64_t new_end = until == end ? to_end : to + (until - start);
                 if (to + (from - start) < to_end)
-                        (void) rangeset_add(&pieces, to + (from - start), MIN(new_end, to_end));
+                        (void) rangeset_add(ret, to + (from - start), MIN(new_end, to_end));
         }
-        bool dontfork = rangeset_overlaps(&a->dontfork, start, end);
-        registry_forget(a, start, end);
-        if (dontfork)
-                (void) rangeset_add(&a->dontfork, to, to_end);
-        for (uint32_t i = 0; i < pieces.n; i++)
-                (void) add_piece(a, pieces.v[i].start, pieces.v[i].end);
-        rangeset_clear(&pieces);
+}
+
+static void add_all(struct rangeset *s, struct rangeset *pieces) {
+        for (uint32_t i = 0; i < pieces->n; i++)
+                (void) rangeset_add(s, pieces->v[i].start, pieces->v[i].end);
+        rangeset_clear(pieces);
+}
+
+/* What travels: registration and the attributes that forbid merging or come back after it. keep: MREMAP_DONTUNMAP. */
+void registry_move(struct agent *a, uint64_t start, uint64_t end, uint64_t to, uint64_t to_end, bool keep) {
+        struct rangeset ranges = { 0 }, dontfork = { 0 }, excluded = { 0 }, released = { 0 };
+        pieces_moved(&a->ranges, start, end, to, to_end, &ranges);
+        pieces_moved(&a->dontfork, start, end, to, to_end, &dontfork);
+        pieces_moved(&a->excluded, start, end, to, to_end, &excluded);
+        pieces_moved(&a->released, start, end, to, to_end, &released);
+        if (keep)
+                book_forget(start, end);
+        else
+                registry_forget(a, start, end);
+        add_all(&a->dontfork, &dontfork);
+        add_all(&a->excluded, &excluded);
+        add_all(&a->released, &released);
+        for (uint32_t i = 0; i < ranges.n; i++)
+                (void) add_piece(a, ranges.v[i].start, ranges.v[i].end);
+        rangeset_clear(&ranges);
 }

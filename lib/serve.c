@@ -22,7 +22,8 @@ void agent_consume_notes(struct agent *a) {
                         (void) rangeset_add(&a->excluded, n.start, n.end);
                         break;
                 case NOTE_MOVED:
-                        registry_move(a, n.start, n.end, n.to, n.to_end);
+                case NOTE_MOVED_KEEPING:
+                        registry_move(a, n.start, n.end, n.to, n.to_end, n.kind == NOTE_MOVED_KEEPING);
                         break;
                 case NOTE_DONTFORK:
                         (void) rangeset_add(&a->dontfork, n.start, n.end);

@@ -42,6 +42,7 @@ struct agent {
         struct rangeset ranges;   /* registered */
         struct rangeset found;    /* those of them that discovery registered (merge-any) */
         struct rangeset excluded; /* never to be merged: stacks, mlocked, ... */
+        struct rangeset released; /* those of them that the program's own userfaultfd was let in to */
         struct rangeset dontfork; /* VM_DONTCOPY: put back on what replaces pages */
         struct segments segments;
 

@@ -41,9 +41,14 @@ static void keep_out(struct agent *a, uint64_t start, uint64_t end) {
         (void) sys_madvise(start, end - start, MADV_DONTFORK);
 }
 
+/* Only those pages: with DOFORK they fuse with their neighbours, and the next mapping seen may be all of them together. */
 static void let_in(struct agent *a, uint64_t start, uint64_t end) {
-        if (rangeset_overlaps(&a->dontfork, start, end) && rangeset_add(&a->witness.let_in, start, end) == 0)
-                (void) sys_madvise(start, end - start, MADV_DOFORK);
+        const struct interval *x = rangeset_from(&a->dontfork, start);
+        for (; x && x < a->dontfork.v + a->dontfork.n && x->start < end; x++) {
+                uint64_t from = MAX(x->start, start), to = MIN(x->end, end);
+                if (rangeset_add(&a->witness.let_in, from, to) == 0)
+                        (void) sys_madvise(from, to - from, MADV_DOFORK);
+        }
 }
 
 /* Returns how many pages at most the fork copies although nobody wants them: memory that is not registered. */

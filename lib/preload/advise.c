@@ -71,7 +71,7 @@ static bool may_hold_merged(const struct span *span) {
 static int advise_dontneed(void *addr, size_t length, int advice, const struct span *span) {
         enter();
         int r = REAL(madvise)(addr, length, advice);
-        if (r == 0) {
+        if (r == 0 || errno == ENOMEM) { /* ENOMEM: done, and there were gaps */
                 int saved = errno;
                 int discarded = agent_discard_local(span->start, span->end - span->start);
                 if (discarded < 0)
@@ -106,7 +106,7 @@ static int advise_plain(void *addr, size_t length, int advice) {
 static int advise_dontfork(void *addr, size_t length, int advice, const struct span *span) {
         enter();
         int r = REAL(madvise)(addr, length, advice);
-        if (r == 0)
+        if (r == 0 || errno == ENOMEM) /* ENOMEM: done, and there were gaps */
                 agent_note_dontfork(span->start, span->end - span->start, advice == MADV_DONTFORK);
         leave();
         return r;

@@ -18,6 +18,8 @@
 #define MREMAP_DONTUNMAP 4
 #endif
 
+#define TASK_END ((1ULL << 47) - KSM_PAGE_SIZE)
+
 struct remap {
         uint64_t old, old_bytes, new_bytes; /* page multiples */
         uint64_t to;                        /* MREMAP_FIXED */
@@ -38,22 +40,21 @@ static bool kernel_moves_many(const struct remap *r) {
         return (r->flags & MREMAP_FIXED) && r->old_bytes == r->new_bytes;
 }
 
-/* True when there is more than one mapping in [start, end) and no gap. plain: and they are private anonymous memory of one
- * protection, what one mapping of the program may have become under us. */
-static bool in_pieces(int maps_fd, uint64_t start, uint64_t end, bool plain, uint64_t *ret_last_start) {
-        const uint64_t same = PROCMAP_QUERY_VMA_READABLE | PROCMAP_QUERY_VMA_WRITABLE | PROCMAP_QUERY_VMA_EXECUTABLE |
-                              PROCMAP_QUERY_VMA_SHARED;
+/* True when there is more than one mapping in [start, end) and no gap, and they are private anonymous memory of one protection:
+ * what one mapping of the program may have become under us. */
+static bool in_pieces(int maps_fd, uint64_t start, uint64_t end, uint64_t *ret_last_start) {
+        const uint64_t same = PROCMAP_QUERY_VMA_READABLE | PROCMAP_QUERY_VMA_WRITABLE | PROCMAP_QUERY_VMA_EXECUTABLE;
         uint64_t at = start, flags = 0;
         unsigned n = 0;
         while (at < end) {
                 struct vma v;
                 if (vma_query(maps_fd, at, false, &v) < 0)
                         return false;
-                if (plain && (!v.anonymous || (v.flags & PROCMAP_QUERY_VMA_SHARED)))
+                if (!v.anonymous || (v.flags & PROCMAP_QUERY_VMA_SHARED))
                         return false;
                 if (n++ == 0)
                         flags = v.flags & same;
-                else if (plain && (v.flags & same) != flags)
+                else if ((v.flags & same) != flags)
                         return false;
                 *ret_last_start = MAX(at, v.start);
                 at = v.end;
@@ -116,7 +117,7 @@ static bool remap_in_pieces(const struct remap *r, uint64_t *ret_result) {
         long maps_fd = sys_open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
         if (maps_fd < 0)
                 return false;
-        bool pieces = in_pieces((int) maps_fd, r->old, r->old + r->old_bytes, !kernel_moves_many(r), &last);
+        bool pieces = in_pieces((int) maps_fd, r->old, r->old + r->old_bytes, &last);
         if (pieces) {
                 *ret_result = remap_pieces((int) maps_fd, r, last);
                 errno = failed(*ret_result) ? ENOMEM : saved;
@@ -133,19 +134,54 @@ static void note_remapped(const struct remap *r, uint64_t result) {
         }
         if (result != r->old)
                 note_unmapped(result, result + r->new_bytes);
-        if (r->old_bytes && !(r->flags & MREMAP_DONTUNMAP))
-                agent_note_moved(r->old, r->old_bytes, result, r->new_bytes);
+        if (r->old_bytes)
+                agent_note_moved(r->old, r->old_bytes, result, r->new_bytes, r->flags & MREMAP_DONTUNMAP);
+}
+
+/* As the kernel does it since 6.17: mapping by mapping, gaps stay gaps but for one at the beginning, and at the first that fails it
+ * stops. A mapping alone is moved whoever watches it. */
+static uint64_t move_many(int maps_fd, const struct remap *r) {
+        uint64_t at = r->old, end = r->old + r->old_bytes;
+        struct vma v;
+        while (at < end && vma_query(maps_fd, at, true, &v) == 0 && v.start < end && !(at == r->old && v.start > at)) {
+                struct remap one = { .old = MAX(at, v.start), .flags = r->flags };
+                one.old_bytes = one.new_bytes = MIN(v.end, end) - one.old;
+                one.to = r->to + (one.old - r->old);
+                if (failed(real_remap(one.old, one.old_bytes, one.new_bytes, one.flags, one.to)))
+                        return (uint64_t) MAP_FAILED;
+                note_remapped(&one, one.to);
+                at = v.end;
+        }
+        if (at > r->old)
+                return r->to;
+        errno = EFAULT;
+        return (uint64_t) MAP_FAILED;
+}
+
+/* What the kernel refuses before it looks at any mapping, it refuses. */
+static bool is_sound_move(const struct remap *r) {
+        uint64_t end;
+        return r->old_bytes && !(r->to & (KSM_PAGE_SIZE - 1)) && !__builtin_add_overflow(r->to, r->new_bytes, &end) &&
+               end <= TASK_END && (end <= r->old || r->old + r->old_bytes <= r->to) &&
+               (r->flags & ~MREMAP_DONTUNMAP) == (MREMAP_MAYMOVE | MREMAP_FIXED);
 }
 
 static uint64_t remap_locked(const struct remap *r) {
-        uint64_t result;
-        if (!agent_running() || !kernel_moves_many(r) || !remap_in_pieces(r, &result)) {
-                result = real_remap(r->old, r->old_bytes, r->new_bytes, r->flags, r->to);
-                int error = errno;
-                if (failed(result) && error == EFAULT && r->old_bytes && !kernel_moves_many(r) &&
-                    !remap_in_pieces(r, &result))
-                        errno = error;
+        if (agent_running() && kernel_moves_many(r)) {
+                int saved = errno;
+                long maps_fd = sys_open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+                if (maps_fd >= 0) {
+                        uint64_t result = move_many((int) maps_fd, r);
+                        sys_close((int) maps_fd);
+                        if (!failed(result))
+                                errno = saved;
+                        return result;
+                }
         }
+        uint64_t result = real_remap(r->old, r->old_bytes, r->new_bytes, r->flags, r->to);
+        int error = errno;
+        if (failed(result) && error == EFAULT && r->old_bytes && !kernel_moves_many(r) && !remap_in_pieces(r, &result))
+                errno = error;
         if (!failed(result))
                 note_remapped(r, result);
         return result;
@@ -162,6 +198,8 @@ SHIM_EXPORT void *mremap(void *old, size_t old_length, size_t new_length, int fl
         if ((r.old & (KSM_PAGE_SIZE - 1)) || __builtin_add_overflow(r.old, r.old_bytes, &end))
                 return REAL(mremap)(old, old_length, new_length, flags, to);
         int left = 0;
+        if (kernel_moves_many(&r) && !is_sound_move(&r))
+                return REAL(mremap)(old, old_length, new_length, flags, to);
         if (r.new_bytes <= r.old_bytes && !(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)))
                 enter(); /* unmaps the tail at most */
         else

@@ -47,7 +47,7 @@ FAULTS = [
           "(uint64_t) d->slot[at] << KSM_PAGE_SHIFT);\n        if (sys_is_error(r))",
           "(uint64_t) (d->slot[at] ? d->slot[at] - 1 : 0) << KSM_PAGE_SHIFT);\n        if (sys_is_error(r))", LIB),
     Fault("dontfork-lost", "I7", "MADV_DONTFORK is lost where a page is merged", "lib/place.c",
-          "        if (rangeset_overlaps(&a->dontfork, start, end))", "        if (start > end && a)",
+          "                (void) sys_madvise(from, to - from, MADV_DONTFORK);\n", "                (void) (from + to);\n",
           LIB + ("shim-fork", "shim-calls")),
     Fault("merges-unregistered", "I7", "memory that is not registered is merged when the daemon says so", "lib/transition.c",
           "                if (!rangeset_contains(&a->ranges, start, end) || rangeset_overlaps(&a->excluded, start, end))",
