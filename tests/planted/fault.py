@@ -7,6 +7,7 @@ import dataclasses
 TESTS = {
     "torture 20 s": ["tests/e2e/test_shim_torture.py", "--seconds=20", "--delay-usec=2000", "--regions=2"],
     "chaos 20 s": ["tests/e2e/test_shim_torture.py", "--chaos", "--seconds=20", "--delay-usec=500"],
+    "shadow 40 s": ["tests/shadow/run.py", "--minutes=0.7", "--seed=1000", "--shrink-seconds=0"],
 }
 LIB = ("transitions", "discards", "hostile", "remerge", "fork")
 SHIM = ("torture 20 s", "chaos 20 s")
