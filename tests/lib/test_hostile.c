@@ -285,6 +285,36 @@ static void test_everything_locked(void **state) {
         }
 }
 
+static void *discard_in_transition(void *page) {
+        while (!*(struct transition *volatile *) &A.current)
+                ;
+        const struct timespec pause = { .tv_nsec = 30000000 };
+        (void) nanosleep(&pause, NULL);
+        (void) fault_arm("hole_compared:delay:1:100000", NULL); /* the zap comes before the agent goes on */
+        return (void *) sys_madvise((uint64_t) page, KSM_PAGE_SIZE, MADV_DONTNEED);
+}
+
+/* Past the mapping lock, while the page is away and about to be merged: zeros from then on. */
+static void test_discarded_without_libc(void **state) {
+        uint8_t *b = block_new(), status[64], zeros[KSM_PAGE_SIZE] = { 0 };
+        pthread_t t;
+        fill_block(b);
+        pthread_create(&t, NULL, discard_in_transition, page_at(b, 12));
+        assert_int_equal(fault_arm("hole_moved:delay:1:100000", NULL), 0);
+        (void) apply(APPLY_MERGE, b, 0, PAGES, 0, status);
+        (void) fault_arm(NULL, NULL);
+        assert_null(join_draining(t));
+        assert_true(A.raw);
+        A.raw = false;
+        pthread_create(&t, NULL, touch, b); /* might wait for the agent */
+        (void) join_draining(t);
+        assert_memory_equal(page_at(b, 12), zeros, KSM_PAGE_SIZE);
+        assert_block(b, 0, 12);
+        assert_block(b, 13, PAGES);
+        munmap(b, BLOCK_BYTES);
+        registry_forget(&A, (uint64_t) b, (uint64_t) b + BLOCK_BYTES);
+}
+
 /* A page that was copied on write cannot be restored; behind it in its mapping lies the next slot of the segment. */
 static void test_growth(void **state) {
         uint8_t *b = block_new(), status[64];
@@ -517,6 +547,7 @@ int main(void) {
                 cmocka_unit_test(test_protection),
                 cmocka_unit_test(test_stale_book),
                 cmocka_unit_test(test_changed_without_libc),
+                cmocka_unit_test(test_discarded_without_libc),
                 cmocka_unit_test(test_everything_locked),
                 cmocka_unit_test(test_growth),
                 cmocka_unit_test(test_populate_write),

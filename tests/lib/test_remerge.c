@@ -515,6 +515,35 @@ static void test_write_after_compare(void **state) {
         }
 }
 
+static void *discard_while_frozen(void *p) {
+        while (!*(struct transition *volatile *) &A.current)
+                ;
+        const struct timespec pause = { .tv_nsec = 30000000 };
+        (void) nanosleep(&pause, NULL);
+        (void) fault_arm("freeze_compared:delay:1:100000", NULL); /* the zap, and the access, come before the agent goes on */
+        if (sys_madvise((uint64_t) p, KSM_PAGE_SIZE, MADV_DONTNEED) != 0)
+                return (void *) -1L;
+        return (void *) (uintptr_t) ((volatile uint8_t *) p)[12];
+}
+
+/* Past the mapping lock, while the page is about to be merged elsewhere: zeros from then on, for who reads it at once, too. */
+static void test_discard_while_frozen(void **state) {
+        uint8_t *b = block_merged(), status[64];
+        pthread_t t;
+        assert_true(page_at(b, 5)[12] != 0);
+        pthread_create(&t, NULL, discard_while_frozen, page_at(b, 5));
+        assert_int_equal(fault_arm("freeze_protected:delay:1:100000", NULL), 0);
+        (void) apply_now(APPLY_MERGE, b, 4, 2, PAGES + 4, status);
+        (void) fault_arm(NULL, NULL);
+        assert_null(join_draining(t));
+        assert_true(A.raw);
+        A.raw = false;
+        pthread_create(&t, NULL, touch, b);
+        (void) join_draining(t);
+        for (unsigned i = 0; i < PAGES; i++)
+                assert_page(b, i, i == 5 ? 0 : i % CONTENTS);
+}
+
 /* -- what it costs --------------------------------------------------------------------------------------------------- */
 
 /* Budget: a second witness does not come at once, unless somebody waits for it. */
@@ -736,6 +765,7 @@ int main(void) {
                 cmocka_unit_test(test_witness_dies_with_us),
                 cmocka_unit_test(test_shared_with_a_child),
                 cmocka_unit_test(test_write_after_compare),
+                cmocka_unit_test(test_discard_while_frozen),
                 cmocka_unit_test(test_budget),
                 cmocka_unit_test(test_under_fire),
         };

@@ -44,8 +44,6 @@ DAEMON_FAULTS = [
     Fault("segment-grows", "I2", "segments can be made longer", "daemon/sys/segment.c", "#define SEALS_OPEN (F_SEAL_FUTURE_WRITE | F_SEAL_GROW | F_SEAL_SHRINK)", "#define SEALS_OPEN (F_SEAL_FUTURE_WRITE | F_SEAL_SHRINK)", ("segment",) + MERGE),
     Fault("segment-never-dropped", "I3", "clients keep the fds of segments that are gone", "daemon/manager.c",
           "                        client_drop_segment(m, segment_event.segment);\n", "                        ;\n", MERGE + ("recovery",)),
-    Fault("segment-to-strangers", "I4", "segments of another domain are handed out, and the core asks for one", "daemon/client.c",
-          "        if (!s || s->domain != c->domain) /* I4: never across domains, whatever the core says */", "        if (!s)", ("store",) + MERGE),
     Fault("runs-of-strangers", "I4", "a process may report runs of another domain's segment", "daemon/client.c",
           "                if (s && s->domain == c->domain) /* I4 */", "                if (s)", ("recovery")),
 
