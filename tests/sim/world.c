@@ -427,6 +427,11 @@ static bool pull(struct world *w, enum sim_kind kind, uint64_t *ret_next) {
                 got = core_next_apply(w->core, w->now_usec, w->window, &op.apply, ret_next);
         if (!got)
                 return false;
+        /* A reader can hang on a client's memory: one of a domain is enough. */
+        for (uint32_t i = 0; i < w->n_ops; i++) {
+                MUST(kind != SIM_READ || w->ops[i].kind != SIM_READ || w->ops[i].read.domain != op.read.domain);
+                MUST(kind != SIM_SCAN || w->ops[i].kind != SIM_SCAN || w->ops[i].scan.client != op.scan.client);
+        }
         if (w->n_ops == w->ops_capacity) {
                 w->ops_capacity = w->ops_capacity * 2 + 8;
                 w->ops = grown(w->ops, w->ops_capacity, sizeof(*w->ops));

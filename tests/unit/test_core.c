@@ -294,6 +294,23 @@ static void test_merge_now(void **state) {
         finish(w);
 }
 
+/* What was written during the request's own settle time is not for it. */
+static void test_merge_now_lets_settle(void **state) {
+        struct world *w = start(2, 64);
+
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_settle_millisecs, 60000, w->now_usec), 0);
+        for (uint32_t i = 0; i < 2; i++) {
+                fill(w, i, 0, 64, 1);
+                assert_int_equal(core_merge_now(w->core, w->processes[i].client, 0, 0, i, w->now_usec), 0);
+        }
+        world_run(w, 5000);
+        world_write(w, 0, 3, 4); /* what it held */
+        world_run(w, 2 * SECOND);
+        assert_int_equal(w->n_events, 2);
+        assert_int_equal(world_counters(w).pages_sharing, 63);
+        finish(w);
+}
+
 static void test_unmerge_range(void **state) {
         struct world *w = start(2, 256);
 
@@ -446,9 +463,10 @@ static void test_dead_slots_are_bounded(void **state) {
         struct world *w = start(2, 512);
 
         assert_int_equal(core_tunable_set(w->core, TUNABLE_stable_node_chains_prune_millisecs, 3600000, w->now_usec), 0);
-        for (uint32_t round = 0; round < 10; round++) {
+        /* A few pages of each round stay: no segment dies whole. */
+        for (uint32_t round = 0; round < 12; round++) {
                 for (uint32_t i = 0; i < 2; i++)
-                        fill(w, i, 256, 256, 1000 + round * 512);
+                        fill(w, i, 16 * round, 400 - 16 * round, 1000 + round * 512);
                 world_run(w, 20 * SECOND);
         }
         /* Half of what is registered may be live, half as much again dead. */
@@ -639,6 +657,7 @@ int main(void) {
                 cmocka_unit_test(test_copy_on_write),
                 cmocka_unit_test(test_pinned_backs_off),
                 cmocka_unit_test(test_merge_now),
+                cmocka_unit_test(test_merge_now_lets_settle),
                 cmocka_unit_test(test_unmerge_range),
                 cmocka_unit_test(test_run_2_empties_the_store),
                 cmocka_unit_test(test_domains_do_not_share),
