@@ -399,6 +399,39 @@ static void test_sparse_range(void **state) {
         core_free(c);
 }
 
+/* Nobody says so when libc or the kernel takes pages away; a look finds out. */
+static void test_vanished_pages(void **state) {
+        struct world *w = start(2, 64);
+
+        fill(w, 0, 0, 64, 1);
+        world_run(w, 5 * SECOND);
+        assert_int_equal(world_counters(w).pages_unshared, 64);
+        world_discard(w, 0, 8, 16);
+        world_run(w, 40 * SECOND);
+        assert_int_equal(world_counters(w).pages_unshared, 48);
+        fill(w, 1, 0, 64, 1); /* finds no partner that is gone */
+        world_run(w, 20 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, 48);
+        assert_int_equal(world_counters(w).pages_unshared, 16);
+        finish(w);
+}
+
+/* The kernel protects before it says what was written: after an error nobody knows. */
+static void test_scan_that_failed(void **state) {
+        struct world *w = start(2, 64);
+
+        fill(w, 0, 0, 64, 1);
+        world_run(w, 5 * SECOND);
+        world_write(w, 0, 3, 500);
+        w->fail_permille = 4000; /* every scan */
+        world_scan(w);
+        w->fail_permille = 0;
+        world_write(w, 1, 5, 500);
+        world_run(w, 10 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, 1);
+        finish(w);
+}
+
 /* Ops answered after their client is gone, with results that would have changed much. */
 static void test_answers_after_exit(void **state) {
         struct world *w = start(2, 64);
@@ -662,6 +695,8 @@ int main(void) {
                 cmocka_unit_test(test_run_2_empties_the_store),
                 cmocka_unit_test(test_domains_do_not_share),
                 cmocka_unit_test(test_sparse_range),
+                cmocka_unit_test(test_vanished_pages),
+                cmocka_unit_test(test_scan_that_failed),
                 cmocka_unit_test(test_answers_after_exit),
                 cmocka_unit_test(test_churn_levels_off),
                 cmocka_unit_test(test_segment_bound),
