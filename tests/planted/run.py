@@ -1,11 +1,12 @@
 #!/usr/bin/python3
 """Plants one fault at a time in a copy of the source, and shows which test notices.
 
-usage: run.py [--list | --check | --table] [--tree NAME] [--seconds N] [--survivors | --again] [NAME...]
+usage: run.py [--list | --check | --table | --summary] [--tree NAME] [--seconds N] [--survivors | --again] [NAME...]
 
   --list       name and meaning of every fault
   --check      only sees that each fault still fits the source (exactly one place); builds nothing
-  --table      prints what the last runs found, for docs/testing.md; runs nothing
+  --table      prints what the last runs found, for docs/planted-faults.md; runs nothing
+  --summary    the same by source file, for docs/testing.md
   --tree NAME  the copy of the source to plant in: runs in different ones may go on at the same time
   --seconds N  begins no further fault after that; exits with 3 when some are left
   --survivors  those that survived before; --again: also those that were killed. Else only those that no run knows yet
@@ -14,6 +15,7 @@ faults.py has the list. For each fault its tests run in order until one fails: t
 fault that survives all of them is a missing test and fails the run. Results are kept in build-planted/results, so a run can be made
 in pieces."""
 import argparse
+import collections
 import hashlib
 import json
 import os
@@ -196,10 +198,22 @@ def remembered(fault):
 
 
 def print_table(chosen):
-    print("| what is broken | fault | killed by |\n|---|---|---|")
+    print("| what is broken | fault | in | killed by |\n|---|---|---|---|")
     for f in chosen:
         killer, how = remembered(f) or (None, "not run")
-        print(f"| {f.breaks} | {f.text} | {f'`{killer}`, {how}' if killer else '**' + how + '**'} |")
+        print(f"| {f.breaks} | {f.text} | `{f.file}` | {f'`{killer}`, {how}' if killer else '**' + how + '**'} |")
+
+
+def print_summary(chosen):
+    print("| source | faults | killed by |\n|---|---|---|")
+    rows = {}
+    for f in chosen:
+        rows.setdefault(f.file, []).append((remembered(f) or (None, ""))[0])
+    for file, killers in sorted(rows.items()):
+        counts = collections.Counter(killers).most_common()
+        print(f"| `{file}` | {len(killers)} | {', '.join(f'`{k}` {n}' if k else f'**nobody** {n}' for k, n in counts)} |")
+    killed = sum(k is not None for killers in rows.values() for k in killers)
+    print(f"| all | {len(chosen)} | {killed} killed |")
 
 
 def main():
@@ -207,6 +221,7 @@ def main():
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--summary", action="store_true")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--survivors", action="store_true")
     parser.add_argument("--tree", default="tree")
@@ -221,8 +236,8 @@ def main():
         for f in chosen:
             print(f"{f.name:28} {f.breaks}: {f.text}")
         return 0
-    if arguments.table:
-        print_table(chosen)
+    if arguments.table or arguments.summary:
+        (print_table if arguments.table else print_summary)(chosen)
         return 0
     if stale(chosen) or arguments.check:
         return 1 if stale(chosen, True) else 0

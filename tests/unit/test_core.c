@@ -331,6 +331,23 @@ static void test_unmerge_range(void **state) {
         finish(w);
 }
 
+/* A scan that was under way must not bring back what is unmerged. */
+static void test_unmerged_while_scanned(void **state) {
+        struct world *w = start(1, 64);
+        const struct core_run written = { .page = 3, .n_pages = 1, .categories = CORE_WRITTEN };
+        struct core_scan s;
+        uint64_t next;
+
+        world_write(w, 0, 3, 5);
+        assert_true(core_next_scan(w->core, w->now_usec, &s, &next));
+        assert_int_equal(core_unmerge(w->core, w->processes[0].client, 0, 0, 1, w->now_usec), 0);
+        core_scan_done(w->core, s.op, w->now_usec, &written, 1, s.page + s.n_pages, 0);
+        world_run(w, 10 * SECOND);
+        assert_int_equal(w->n_events, 1);
+        assert_int_equal(world_counters(w).tracked_pages, 0);
+        finish(w);
+}
+
 static void test_run_2_empties_the_store(void **state) {
         struct world *w = start(3, 1024);
 
@@ -692,6 +709,7 @@ int main(void) {
                 cmocka_unit_test(test_merge_now),
                 cmocka_unit_test(test_merge_now_lets_settle),
                 cmocka_unit_test(test_unmerge_range),
+                cmocka_unit_test(test_unmerged_while_scanned),
                 cmocka_unit_test(test_run_2_empties_the_store),
                 cmocka_unit_test(test_domains_do_not_share),
                 cmocka_unit_test(test_sparse_range),
