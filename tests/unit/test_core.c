@@ -348,6 +348,25 @@ static void test_unmerged_while_scanned(void **state) {
         finish(w);
 }
 
+/* Of a scan's results counts what was asked for, and is registered still. */
+static void test_scan_results_are_cut(void **state) {
+        struct world *w = start(1, 64);
+        const uint32_t client = w->processes[0].client;
+        const struct core_run written = { .page = 0, .n_pages = 200, .categories = CORE_WRITTEN };
+        struct core_scan s;
+        uint64_t next;
+
+        assert_true(core_next_scan(w->core, w->now_usec, &s, &next));
+        assert_int_equal(s.page + s.n_pages, 64);
+        assert_int_equal(core_range_remove(w->core, client, 0, 32), 0);
+        assert_int_equal(core_range_add(w->core, client, 128, 64), 0);
+        core_scan_done(w->core, s.op, w->now_usec, &written, 1, s.page + s.n_pages, 0);
+        assert_int_equal(world_counters(w).tracked_pages, 32);
+        assert_null(core_check(w->core));
+        world_exit(w, 0);
+        finish(w);
+}
+
 static void test_run_2_empties_the_store(void **state) {
         struct world *w = start(3, 1024);
 
@@ -710,6 +729,7 @@ int main(void) {
                 cmocka_unit_test(test_merge_now_lets_settle),
                 cmocka_unit_test(test_unmerge_range),
                 cmocka_unit_test(test_unmerged_while_scanned),
+                cmocka_unit_test(test_scan_results_are_cut),
                 cmocka_unit_test(test_run_2_empties_the_store),
                 cmocka_unit_test(test_domains_do_not_share),
                 cmocka_unit_test(test_sparse_range),
