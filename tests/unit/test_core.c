@@ -367,6 +367,27 @@ static void test_scan_results_are_cut(void **state) {
         finish(w);
 }
 
+/* A large interval is forgotten in steps; what a scan says meanwhile of its rest must not be forgotten with it. */
+static void test_scanned_while_forgotten(void **state) {
+        enum { BLOCKS = 200 };
+        struct world *w = start(1, BLOCKS * 64);
+        const struct core_run written = { .page = (BLOCKS - 1) * 64, .n_pages = 1, .categories = CORE_WRITTEN };
+        struct core_scan s;
+        uint64_t next;
+
+        for (uint32_t i = 0; i < BLOCKS; i++)
+                world_write(w, 0, i * 64, 1 + i);
+        world_run(w, 3 * SECOND);
+        assert_int_equal(world_counters(w).tracked_pages, BLOCKS);
+        w->now_usec += 2 * SECOND;
+        assert_int_equal(core_pages_gone(w->core, w->processes[0].client, 0, BLOCKS * 64), 0);
+        assert_true(core_next_scan(w->core, w->now_usec, &s, &next));
+        core_scan_done(w->core, s.op, w->now_usec, &written, 1, s.page + s.n_pages, 0);
+        world_run(w, 4 * SECOND);
+        assert_int_equal(world_counters(w).tracked_pages, BLOCKS); /* a look found them all */
+        finish(w);
+}
+
 static void test_run_2_empties_the_store(void **state) {
         struct world *w = start(3, 1024);
 
@@ -730,6 +751,7 @@ int main(void) {
                 cmocka_unit_test(test_unmerge_range),
                 cmocka_unit_test(test_unmerged_while_scanned),
                 cmocka_unit_test(test_scan_results_are_cut),
+                cmocka_unit_test(test_scanned_while_forgotten),
                 cmocka_unit_test(test_run_2_empties_the_store),
                 cmocka_unit_test(test_domains_do_not_share),
                 cmocka_unit_test(test_sparse_range),
