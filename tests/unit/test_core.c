@@ -466,6 +466,11 @@ static void test_vanished_pages(void **state) {
         world_discard(w, 0, 8, 16);
         world_run(w, 40 * SECOND);
         assert_int_equal(world_counters(w).pages_unshared, 48);
+        /* Or the agent says so. */
+        assert_int_equal(core_pages_gone(w->core, w->processes[0].client, 0, 4), 0);
+        assert_int_equal(world_counters(w).pages_unshared, 44);
+        for (unsigned i = 0; i < 4; i++) /* it was wrong */
+                world_write(w, 0, i, 1 + i);
         fill(w, 1, 0, 64, 1); /* finds no partner that is gone */
         world_run(w, 20 * SECOND);
         assert_int_equal(world_counters(w).pages_sharing, 48);
