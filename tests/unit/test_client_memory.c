@@ -11,6 +11,8 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -129,6 +131,67 @@ static void test_exec_reads_nothing(void **state) {
         assert_int_equal(munmap(memory, KSM_PAGE_SIZE), 0);
 }
 
+/* The pid of a process that has ended may name another: what it names is not read. Here it names us. */
+static void test_dead_reads_nothing(void **state) {
+        uint8_t *memory = map_pages(1), buffer[KSM_PAGE_SIZE];
+        const uint64_t page = (uintptr_t) memory >> KSM_PAGE_SHIFT;
+        struct process *p = self_process();
+        bool ok;
+        pid_t pid = fork();
+        assert_true(pid >= 0);
+        if (pid == 0)
+                (void) pause();
+        close_fd(p->mem_fd);
+        p->mem_fd = open("/dev/full", O_WRONLY | O_CLOEXEC); /* reads nothing */
+        reader_read(p, true, &page, 1, buffer, &ok);
+        assert_true(ok);
+        close_fd(p->pidfd);
+        p->pidfd = (int) syscall(SYS_pidfd_open, pid, 0);
+        assert_true(p->pidfd >= 0);
+        assert_false(process_has_exited(p));
+        assert_int_equal(kill(pid, SIGKILL), 0);
+        assert_int_equal(waitpid(pid, NULL, 0), pid);
+        assert_true(process_has_exited(p));
+        reader_read(p, true, &page, 1, buffer, &ok);
+        assert_false(ok);
+        /* What is published is never read by pid. */
+        assert_true(reader_read_exact(p, page, buffer) < 0);
+        p = process_unref(p);
+        assert_int_equal(munmap(memory, KSM_PAGE_SIZE), 0);
+}
+
+static int process_of(const char *pagemap, const char *mem, pid_t pid, bool *ret_fast) {
+        const struct peer peer = { .pid = pid, .uid = getuid(), .pidfd = (int) syscall(SYS_pidfd_open, getpid(), 0) };
+        const char *reason;
+        struct process *p = NULL;
+        int r = process_new(&peer, open(pagemap, O_RDONLY | O_CLOEXEC), open(mem, O_RDONLY | O_CLOEXEC), &p, &reason);
+        *ret_fast = p && !p->fast_denied;
+        assert_true(r == 0 || reason);
+        p = process_unref(p);
+        close(peer.pidfd);
+        return r;
+}
+
+/* Only procfs says whose memory it is, and only for the process that the kernel vouches for is the pid used. */
+static void test_consent(void **state) {
+        char directory[] = "consent-XXXXXX", path[64], pagemap[128], mem[128];
+        bool fast;
+        assert_int_equal(process_of("/proc/self/pagemap", "/proc/self/mem", getpid(), &fast), 0);
+        assert_true(fast);
+        assert_int_equal(process_of("/proc/self/pagemap", "/proc/self/mem", getppid(), &fast), 0);
+        assert_false(fast);
+        assert_non_null(mkdtemp(directory));
+        (void) snprintf(path, sizeof(path), "%s/%d", directory, (int) getpid());
+        (void) snprintf(pagemap, sizeof(pagemap), "%s/pagemap", path);
+        (void) snprintf(mem, sizeof(mem), "%s/mem", path);
+        assert_int_equal(mkdir(path, 0700), 0);
+        close(open(pagemap, O_CREAT | O_RDWR, 0600));
+        close(open(mem, O_CREAT | O_RDWR, 0600));
+        assert_int_equal(process_of(pagemap, "/proc/self/mem", getpid(), &fast), -EINVAL);
+        assert_int_equal(process_of("/proc/self/pagemap", mem, getpid(), &fast), -EINVAL);
+        assert_int_equal(unlink(pagemap) | unlink(mem) | rmdir(path) | rmdir(directory), 0);
+}
+
 /* Runs of `written` pages as the scan gives them, taking at most max regions a call. */
 static size_t scan_all(const struct process *p, uint64_t first, bool written, size_t max, bool seen[PAGES]) {
         struct page_region regions[PAGES];
@@ -200,6 +263,8 @@ int main(void) {
                 cmocka_unit_test(test_read_fast),
                 cmocka_unit_test(test_read_through_mem),
                 cmocka_unit_test(test_exec_reads_nothing),
+                cmocka_unit_test(test_dead_reads_nothing),
+                cmocka_unit_test(test_consent),
                 cmocka_unit_test(test_scan),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
