@@ -158,7 +158,7 @@ const char *client_state_name(uint32_t state) {
         return "?";
 }
 
-int64_t turn_p99_usec(const struct counters *c, int cpu) {
+int64_t turn_quantile_usec(const struct counters *c, int permille, int cpu) {
         const int64_t *n = (const int64_t *) c + (cpu ? COUNTER_turn_cpu_le_256_usec : COUNTER_turn_le_256_usec);
         int64_t longest = cpu ? c->turn_cpu_longest_usec : c->turn_longest_usec, all = 0, above = 0;
 
@@ -166,7 +166,7 @@ int64_t turn_p99_usec(const struct counters *c, int cpu) {
                 all = add_clamped(all, n[i]);
         for (unsigned i = TURN_BUCKETS; i-- > 0;) {
                 above = add_clamped(above, n[i]);
-                if (above > all / 100) /* this bucket holds it */
+                if (above > all / 1000 * (1000 - permille) + all % 1000 * (1000 - permille) / 1000) /* this bucket holds it */
                         return i == TURN_BUCKETS - 1 ? longest : MIN(longest, (int64_t) turn_bucket_usec[i]);
         }
         return 0;

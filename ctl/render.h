@@ -44,6 +44,6 @@ int64_t saved_bytes(const struct counters *c);
 int64_t client_saved_bytes(const struct counters *c, const struct client_element *client);
 const char *client_state_name(uint32_t state);
 
-/* 99 of 100 turns of the daemon's loop took at most so long: an upper bound, that of the bucket. 0: none yet. cpu: by the loop's
- * CPU time instead of the clock. */
-int64_t turn_p99_usec(const struct counters *c, int cpu);
+/* So many permille of the turns of the daemon's loop took at most so long: an upper bound, that of the bucket. 0: none yet. cpu: by the
+ * loop's CPU time instead of the clock. */
+int64_t turn_quantile_usec(const struct counters *c, int permille, int cpu);

@@ -108,8 +108,9 @@ int report_print_json(const struct report *r, enum report_parts parts, FILE *f) 
         put_int(o, "uptime_usec", (int64_t) r->uptime_usec, &error);
         put_int(o, "page_bytes", KSM_PAGE_SIZE, &error);
         put_int(o, "saved_bytes", saved_bytes(&r->counters), &error);
-        put_int(o, "turn_p99_usec", turn_p99_usec(&r->counters, 0), &error);
-        put_int(o, "turn_cpu_p99_usec", turn_p99_usec(&r->counters, 1), &error);
+        put_int(o, "turn_p50_usec", turn_quantile_usec(&r->counters, 500, 0), &error);
+        put_int(o, "turn_p99_usec", turn_quantile_usec(&r->counters, 990, 0), &error);
+        put_int(o, "turn_cpu_p99_usec", turn_quantile_usec(&r->counters, 990, 1), &error);
         put(o, "counters", counters_object(&r->counters, &error), &error);
         if (parts == REPORT_WITH_PROCESSES)
                 put(o, "processes", processes_array(r, &error), &error);

@@ -103,8 +103,8 @@ static void print_totals(const struct report *r, FILE *f) {
 static void print_turns(const struct counters *c, FILE *f) {
         char a[TEXT_BYTES], b[TEXT_BYTES], d[TEXT_BYTES];
 
-        fprintf(f, "its loop keeps clients waiting at most %s in 99 of 100 turns; the longest turn was %s, %s of it cpu time\n",
-                format_usec(a, (uint64_t) turn_p99_usec(c, 0)), format_usec(b, (uint64_t) c->turn_longest_usec),
+        fprintf(f, "its loop keeps clients waiting at most %s in 99 of 100 turns; the longest took %s, the longest of cpu time %s\n",
+                format_usec(a, (uint64_t) turn_quantile_usec(c, 990, 0)), format_usec(b, (uint64_t) c->turn_longest_usec),
                 format_usec(d, (uint64_t) c->turn_cpu_longest_usec));
 }
 

@@ -89,21 +89,23 @@ static void test_parts_add_up(void **state) {
         assert_int_equal(client_saved_bytes(&c, &clients[0]), 70 * 4096); /* no shared pages at all */
 }
 
-static void test_turn_p99(void **state) {
+static void test_turn_quantiles(void **state) {
         struct counters c = { 0 };
 
-        assert_int_equal(turn_p99_usec(&c, 0), 0);
+        assert_int_equal(turn_quantile_usec(&c, 990, 0), 0);
         c = (struct counters) { .turn_le_256_usec = 98, .turn_le_4096_usec = 2, .turn_longest_usec = 3000 };
-        assert_int_equal(turn_p99_usec(&c, 0), 3000);
+        assert_int_equal(turn_quantile_usec(&c, 990, 0), 3000);
         c.turn_longest_usec = 60000;
         c.turn_le_256_usec = 1000;
         c.turn_le_250000_usec = 10;
-        assert_int_equal(turn_p99_usec(&c, 0), 4096); /* 10 of 1012 are no more than one of 100 */
+        assert_int_equal(turn_quantile_usec(&c, 990, 0), 4096); /* 10 of 1012 are no more than one of 100 */
         c.turn_le_250000_usec = 12;
-        assert_int_equal(turn_p99_usec(&c, 0), 60000);
+        assert_int_equal(turn_quantile_usec(&c, 990, 0), 60000);
+        assert_int_equal(turn_quantile_usec(&c, 500, 0), 256);
+        assert_int_equal(turn_quantile_usec(&c, 1000, 0), 60000);
         c.turn_cpu_gt_250000_usec = 1;
         c.turn_cpu_longest_usec = 700000;
-        assert_int_equal(turn_p99_usec(&c, 1), 700000);
+        assert_int_equal(turn_quantile_usec(&c, 990, 1), 700000);
 }
 
 static void test_table(void **state) {
@@ -129,7 +131,7 @@ static void test_table(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_bytes), cmocka_unit_test(test_usec),  cmocka_unit_test(test_names), cmocka_unit_test(test_turn_p99),
+                cmocka_unit_test(test_bytes), cmocka_unit_test(test_usec),  cmocka_unit_test(test_names), cmocka_unit_test(test_turn_quantiles),
                 cmocka_unit_test(test_parts_add_up), cmocka_unit_test(test_table),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
