@@ -42,6 +42,9 @@
 #define CLIENT_IDLE_PING_USEC (10 * USEC_PER_SEC)
 /* process_vm_readv only for a client whose agent was heard this lately (sys/reader.h). */
 #define CLIENT_FAST_READ_USEC (1 * USEC_PER_SEC)
+/* A job that runs longer may hang: another worker takes the place of its own at once. Users who act together stop the work of all
+ * others for this long, and for a tick. */
+#define JOB_SLOW_USEC (1 * USEC_PER_SEC)
 /* A job that runs longer hangs on a client's memory: 256 pages take 0.3 ms, a whole window some 10 ms; a busy machine and
  * swapped memory may stretch that a hundredfold. */
 #define JOB_LOST_USEC (10 * USEC_PER_SEC)

@@ -136,6 +136,7 @@ static void check_private(struct manager *m, uint64_t now) {
 /* Threads that hang, and whose fault it is. */
 static void check_lost(struct manager *m, uint64_t now) {
         struct worker_job *job;
+        workers_relieve(m->workers, now, JOB_SLOW_USEC);
         while ((job = workers_give_up(m->workers, now, JOB_LOST_USEC))) {
                 if (store_is_job(job)) /* a seal that waits for pins: nobody's fault, it comes back */
                         continue;

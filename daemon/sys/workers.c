@@ -14,7 +14,8 @@ struct worker {
         struct worker *next;
         void *scratch;
         bool lost;              /* its job was given up */
-        bool retired;           /* lost before: ends when its job does */
+        bool replaced;          /* another has its place: ends when its job does */
+        bool ended;             /* has let go of the lock for the last time */
 };
 
 struct workers {
@@ -26,7 +27,7 @@ struct workers {
         void (*wake)(void *);
         void *userdata;
         size_t scratch_bytes;
-        unsigned n_workers, n_lost;
+        unsigned n_workers, n_lost, n_replaced;
         uint64_t cpu_usec;
         bool stopping;
 };
@@ -53,7 +54,7 @@ static void *worker_main(void *userdata) {
         struct workers *p = w->owner;
         uint64_t cpu_before = 0;
         pthread_mutex_lock(&p->lock);
-        while (!w->retired) {
+        for (;;) {
                 while (!p->queue_head && !p->stopping)
                         pthread_cond_wait(&p->work, &p->lock);
                 if (p->stopping)
@@ -70,14 +71,19 @@ static void *worker_main(void *userdata) {
                 p->cpu_usec += cpu - cpu_before;
                 cpu_before = cpu;
                 w->job = NULL;
-                if (w->lost) { /* back after all; its place is taken */
-                        w->lost = false;
-                        w->retired = true;
-                        p->n_lost--;
-                }
                 append(&p->done_tail, job);
                 p->wake(p->userdata);
+                if (w->lost) { /* back after all */
+                        w->lost = false;
+                        p->n_lost--;
+                        p->n_workers += !w->replaced;
+                }
+                if (w->replaced) {
+                        p->n_replaced--;
+                        break;
+                }
         }
+        w->ended = true;
         pthread_mutex_unlock(&p->lock);
         return NULL;
 }
@@ -102,9 +108,11 @@ static int add_worker(struct workers *p) {
                 free(w);
                 return -r;
         }
+        pthread_mutex_lock(&p->lock);
         w->next = p->workers;
         p->workers = w;
         p->n_workers++;
+        pthread_mutex_unlock(&p->lock);
         return 0;
 }
 
@@ -185,6 +193,63 @@ struct worker_job *workers_reap(struct workers *p) {
         return job;
 }
 
+/* p->workers is only ever changed by the owner. */
+static void end_threads(struct workers *p) {
+        struct worker **at = &p->workers, *ended = NULL;
+        pthread_mutex_lock(&p->lock);
+        while (*at) {
+                struct worker *w = *at;
+                if (w->ended) {
+                        *at = w->next;
+                        w->next = ended;
+                        ended = w;
+                } else
+                        at = &w->next;
+        }
+        pthread_mutex_unlock(&p->lock);
+        while (ended) {
+                struct worker *w = ended;
+                ended = w->next;
+                pthread_join(w->thread, NULL);
+                free(w->scratch);
+                free(w);
+        }
+}
+
+/* Under the lock. */
+static void set_replaced(struct workers *p, struct worker *w, bool replaced) {
+        w->replaced = replaced;
+        p->n_replaced += replaced ? 1U : -1U;
+        if (!w->lost)
+                p->n_workers -= replaced ? 1U : -1U;
+}
+
+/* Takes the first that works for longer out of the count of those that take jobs. */
+static struct worker *take_place(struct workers *p, uint64_t now, uint64_t slow_usec) {
+        struct worker *w = NULL;
+        pthread_mutex_lock(&p->lock);
+        if (p->n_replaced < WORKERS_LOST_MAX)
+                for (w = p->workers; w && !(w->job && !w->replaced && now > w->job->started_usec + slow_usec); w = w->next)
+                        ;
+        if (w)
+                set_replaced(p, w, true);
+        pthread_mutex_unlock(&p->lock);
+        return w;
+}
+
+void workers_relieve(struct workers *p, uint64_t now, uint64_t slow_usec) {
+        struct worker *w;
+        end_threads(p);
+        while ((w = take_place(p, now, slow_usec)))
+                if (add_worker(p) < 0) { /* no thread: tried again next time, if it has not come back */
+                        pthread_mutex_lock(&p->lock);
+                        if (!w->ended)
+                                set_replaced(p, w, false);
+                        pthread_mutex_unlock(&p->lock);
+                        break;
+                }
+}
+
 struct worker_job *workers_give_up(struct workers *p, uint64_t now, uint64_t limit_usec) {
         struct worker_job *found = NULL;
         pthread_mutex_lock(&p->lock);
@@ -194,13 +259,9 @@ struct worker_job *workers_give_up(struct workers *p, uint64_t now, uint64_t lim
                         found->given_up = true;
                         w->lost = true;
                         p->n_lost++;
-                        p->n_workers--;
+                        p->n_workers -= !w->replaced;
                 }
-        bool replace = found && p->n_lost <= WORKERS_LOST_MAX;
         pthread_mutex_unlock(&p->lock);
-        /* p->workers is only ever changed by the owner, here. Without a new thread the pool goes on with fewer. */
-        if (replace)
-                (void) add_worker(p);
         return found;
 }
 
@@ -208,8 +269,12 @@ unsigned workers_n_lost(const struct workers *p) {
         return __atomic_load_n(&p->n_lost, __ATOMIC_RELAXED);
 }
 
+unsigned workers_n_replaced(const struct workers *p) {
+        return __atomic_load_n(&p->n_replaced, __ATOMIC_RELAXED);
+}
+
 unsigned workers_n_running(const struct workers *p) {
-        return p->n_workers;
+        return __atomic_load_n(&p->n_workers, __ATOMIC_RELAXED);
 }
 
 uint64_t workers_cpu_usec(struct workers *p) {

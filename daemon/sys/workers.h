@@ -5,8 +5,9 @@
  * something is there to reap. All other functions are the owner's.
  *
  * A worker can hang: the memory that it reads is the client's, and the client may have put something behind it that
- * does not answer. Such a job is given up (workers_give_up): a new worker takes the place of its own, up to
- * WORKERS_LOST_MAX; the job still comes back through workers_reap if it ever ends. */
+ * does not answer. A new worker takes its place soon (workers_relieve), up to WORKERS_LOST_MAX, so that clients of several users who
+ * do this at a time do not stop the work for all others; much later its job is given up (workers_give_up). The job still comes
+ * back through workers_reap if it ever ends, and its thread ends then. */
 #pragma once
 
 #include <stdbool.h>
@@ -14,7 +15,7 @@
 
 #include "common/cleanup.h"
 
-/* Lost threads cost a stack and hold a client's fds; past this many the pool only shrinks. */
+/* Threads whose place is taken cost a stack and hold a client's fds; past this many the pool only shrinks. */
 #define WORKERS_LOST_MAX 32
 #define WORKERS_LIMIT 64
 
@@ -40,9 +41,12 @@ DEFINE_CLEANUP(struct workers *, workers_free)
 void workers_submit(struct workers *p, struct worker_job *job);
 /* The next finished job, or NULL. */
 struct worker_job *workers_reap(struct workers *p);
+/* New workers for those at their job for longer than slow_usec. Also ends the threads of those that came back. */
+void workers_relieve(struct workers *p, uint64_t now, uint64_t slow_usec);
 /* A running job older than limit_usec not given up before, now given up, or NULL. */
 struct worker_job *workers_give_up(struct workers *p, uint64_t now, uint64_t limit_usec);
 unsigned workers_n_lost(const struct workers *p);    /* workers that hang now */
+unsigned workers_n_replaced(const struct workers *p); /* workers at their job, lost or not, whose place another has */
 unsigned workers_n_running(const struct workers *p); /* workers that take jobs */
 /* CPU time that the workers have used, as of their last finished jobs. */
 uint64_t workers_cpu_usec(struct workers *p);

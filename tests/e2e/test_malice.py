@@ -83,6 +83,7 @@ class Hostile:
 
     def ends(self):
         assert self.process.wait(60) == 0, f"{self.attack} ended with {self.process.returncode}: {self.lines}"
+        self.reader.join(20)
 
     def kill(self):
         """All of its group: what it waits for may be one of them."""
@@ -254,6 +255,11 @@ def main(only):
                     del slow[name]
                 else:
                     assert h.process.poll() is None, f"{name} ended: {h.lines}"
+            hanging = [h for n, h in slow.items() if n in ("uffd-memory", "fuse-memory")]
+            reason = "a reader hangs on memory of this user's processes"
+            while not all(evicted(d, h, reason) for h in hanging):
+                honest.merge(what="honest clients merge while others hold as many threads as there were")
+            assert honest.slowest < 8, f"{honest.slowest} s: honest clients waited until the threads were given up"
             for attack in (a for a in FLOODS if a in only):
                 flood(d, honest, attack)
             if "many" in only:
@@ -272,7 +278,7 @@ def main(only):
         print(f"     a sleeper of 5 ms woke {late:.1f} ms late at p99; {honest.rounds} honest rounds, the slowest took "
               f"{honest.slowest:.1f} s; {end['log_suppressed']} log lines suppressed, log {len(d.said())} bytes", flush=True)
         assert share_above(turns(idle, end, "turn_cpu"), BOUND_MSEC) <= 0.01, "turns take too much CPU time"
-        if late < BOUND_MSEC / 5:  # else this machine is too busy to tell
+        if late < BOUND_MSEC:  # else this machine is too busy to tell
             assert share_above(turns(idle, end, "turn"), BOUND_MSEC) <= 0.01, "turns take too long"
         honest.quit()
     shutil.rmtree(directory)

@@ -26,6 +26,8 @@ DAEMON_FAULTS = [
           "buffer + done * KSM_PAGE_SIZE, ok + done);", "buffer, ok + done);", ("client_memory",)),
     Fault("reads-a-reused-pid", "I4", "memory is read by a pid that may name another process", "daemon/sys/process.c",
           "        return p->pidfd >= 0 && poll(&fd, 1, 0) > 0;", "        return p->pidfd >= 0 && poll(&fd, 1, 0) < 0;", ("client_memory", "daemon_merge")),
+    Fault("hung-not-replaced", "7", "workers that hang are not replaced", "daemon/manager.c",
+          "        workers_relieve(m->workers, now, JOB_SLOW_USEC);\n", "", ("malice", "daemon_merge")),
     Fault("reads-setuid-programs", "8", "a client's process is read by pid after an exec of a setuid program", "daemon/sys/reader.c",
           "        if (!is_its_users) {", "        if (false) {", ("malice",)),
     Fault("publishes-by-pid", "I4", "what is published is read by pid, after an exec from the new program", "daemon/sys/reader.c",

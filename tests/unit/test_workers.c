@@ -68,6 +68,42 @@ static void test_all_come_back(void **state) {
         close_fd(fd);
 }
 
+static void relieve(struct workers *p, unsigned n_gone) {
+        uint64_t deadline = now_usec() + BOUND_MSEC * USEC_PER_MSEC;
+        do {
+                workers_relieve(p, now_usec(), 1000);
+                assert_true(now_usec() < deadline);
+        } while (workers_n_replaced(p) != n_gone);
+}
+
+static void test_slow_worker_is_replaced(void **state) {
+        int fd = eventfd(0, EFD_CLOEXEC), gate = eventfd(0, EFD_CLOEXEC | EFD_SEMAPHORE);
+        struct test_job slow[3], other = { .base.run = run, .gate = -1 };
+        struct workers *p;
+        assert_int_equal(workers_new(1, 64, wake, &fd, &p), 0);
+        for (unsigned i = 0; i < ARRAY_SIZE(slow); i++) {
+                slow[i] = (struct test_job){ .base.run = run, .gate = gate };
+                workers_submit(p, &slow[i].base);
+        }
+        workers_submit(p, &other.base);
+        relieve(p, 3); /* one after the other: each new worker takes the next of them */
+        assert_ptr_equal(reap_one(p, fd), &other.base);
+        assert_int_equal(workers_n_running(p), 1);
+        assert_int_equal(workers_n_lost(p), 0);
+        /* Back before anybody gave them up: nothing is lost, and there is again what there was. */
+        for (unsigned i = 0; i < ARRAY_SIZE(slow); i++)
+                wake(&gate);
+        for (unsigned i = 0; i < ARRAY_SIZE(slow); i++)
+                assert_false(((struct test_job *) reap_one(p, fd))->base.given_up);
+        relieve(p, 0);
+        assert_int_equal(workers_n_running(p), 1);
+        workers_submit(p, &other.base);
+        assert_ptr_equal(reap_one(p, fd), &other.base);
+        p = workers_free(p);
+        close_fd(fd);
+        close_fd(gate);
+}
+
 static void test_lost_worker_is_replaced(void **state) {
         int fd = eventfd(0, EFD_CLOEXEC), gate = eventfd(0, EFD_CLOEXEC);
         struct test_job hung = { .base.run = run, .gate = gate }, other = { .base.run = run, .gate = -1 };
@@ -75,7 +111,8 @@ static void test_lost_worker_is_replaced(void **state) {
         assert_int_equal(workers_new(1, 64, wake, &fd, &p), 0);
         workers_submit(p, &hung.base);
         workers_submit(p, &other.base);
-        /* The only worker hangs: nothing else runs until its job is given up. */
+        /* The only worker hangs: nothing else runs until it has been relieved, later its job is given up. */
+        relieve(p, 1);
         struct worker_job *given_up = NULL;
         uint64_t deadline = now_usec() + BOUND_MSEC * USEC_PER_MSEC;
         while (!(given_up = workers_give_up(p, now_usec(), 1000)))
@@ -152,6 +189,7 @@ static void test_idmap(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_all_come_back),
+                cmocka_unit_test(test_slow_worker_is_replaced),
                 cmocka_unit_test(test_lost_worker_is_replaced),
                 cmocka_unit_test(test_stop_gives_back),
                 cmocka_unit_test(test_idmap),
