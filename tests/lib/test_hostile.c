@@ -28,9 +28,10 @@
 
 #define HUGE_BYTES (2UL << 20)
 #define HANG_USEC 2000000U /* a transition takes some 100 us; the watchdog looks every 5 ms */
+#define TRIES 50 /* of what a busy machine may hold up */
 #define FIRE_USEC 2000000U
 #define FIRE_MERGES 500 /* or longer, on a machine that is busy */
-#define FIRE_BOUND_USEC 20000000U
+#define FIRE_BOUND_USEC 30000000U
 
 static uint8_t *page_at(uint8_t *b, unsigned i) {
         return b + (size_t) i * KSM_PAGE_SIZE;
@@ -110,7 +111,8 @@ static void test_spliced_huge_page(void **state) {
         fill(want, 5);
         assert_int_equal(read(fd[0], got, sizeof(got)), sizeof(got));
         assert_memory_equal(got, want, sizeof(got));
-        merge(b);
+        for (unsigned i = 0; i < TRIES && !file_pages(b); i++)
+                merge(b);
         assert_block(b, 0, PAGES);
         assert_true(file_pages(b));
         close(fd[0]);
@@ -222,7 +224,7 @@ static void *change_in_transition(void *p) {
 static void test_changed_without_libc(void **state) {
         static int (*const changes[])(uint8_t *) = { forbid_writing, forbid_all, lock,    name,
                                                      unmap,          map_anew,   map_file };
-        for (unsigned k = 0; k < ARRAY_SIZE(changes); k++) {
+        for (unsigned k = 0, late = 0; k < ARRAY_SIZE(changes);) {
                 uint8_t *b = block_new(), status[64], want[KSM_PAGE_SIZE];
                 fill_block(b);
                 fill(page_at(b, 10), 100); /* unequal: has to come back */
@@ -233,16 +235,19 @@ static void test_changed_without_libc(void **state) {
                 (void) apply(APPLY_MERGE, b, 0, PAGES, 0, status);
                 (void) fault_arm(NULL, NULL);
                 bool made = !join_draining(t);
-                assert_true(made || changes[k] == name); /* not every kernel has names */
-                assert_int_equal(A.raw, made);
+                assert_true(made || change.make == name); /* not every kernel has names */
+                if (A.raw == made)
+                        k++;
+                else /* made when the transition was over already, on a machine that is busy */
+                        assert_true(++late < TRIES);
                 A.raw = false;
                 assert_int_equal(status[10], APPLY_CHANGED);
-                if (changes[k] == forbid_writing || changes[k] == forbid_all)
+                if (change.make == forbid_writing || change.make == forbid_all)
                         assert_int_equal(mprotect(page_at(b, 10), KSM_PAGE_SIZE, PROT_READ | PROT_WRITE), 0);
-                fill(want, changes[k] == map_anew ? 0 : 100);
-                if (changes[k] == map_file)
+                fill(want, change.make == map_anew ? 0 : 100);
+                if (change.make == map_file)
                         assert_memory_equal(page_at(b, 10), "\177ELF", 4);
-                else if (changes[k] == unmap)
+                else if (change.make == unmap)
                         assert_int_equal(msync(page_at(b, 10), KSM_PAGE_SIZE, MS_ASYNC), -1);
                 else
                         assert_memory_equal(page_at(b, 10), want, KSM_PAGE_SIZE);
