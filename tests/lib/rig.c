@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 
+#include "common/uapi.h"
 #include "lib/maplock.h"
 #include "lib/watch.h"
 
@@ -83,6 +84,26 @@ uint64_t slot_of(const uint8_t *page, uint32_t segment) {
             v.inode != segments_find(&A.segments, segment)->inode)
                 return UINT64_MAX;
         return (v.offset + ((uint64_t) page - v.start)) >> KSM_PAGE_SHIFT;
+}
+
+uint64_t tracked_pages(const uint8_t *block) {
+        uint64_t tracked = 0;
+        for (unsigned i = 0; i < PAGES; i++) {
+                struct page_region region;
+                struct pm_scan_arg a = {
+                        .size = sizeof(a),
+                        .start = (uint64_t) block + i * KSM_PAGE_SIZE,
+                        .end = (uint64_t) block + (i + 1) * KSM_PAGE_SIZE,
+                        .vec = (uint64_t) &region,
+                        .vec_len = 1,
+                        .category_mask = PAGE_IS_PRESENT | PAGE_IS_WPALLOWED,
+                        .return_mask = PAGE_IS_WPALLOWED,
+                };
+                long n = sys_ioctl(A.pagemap_fd, PAGEMAP_SCAN, &a);
+                assert_true(n >= 0);
+                tracked |= (uint64_t) n << i;
+        }
+        return tracked;
 }
 
 uint64_t file_pages(const uint8_t *block) {

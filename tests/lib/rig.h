@@ -26,6 +26,7 @@ uint32_t apply(uint32_t kind, const uint8_t *block, unsigned at, unsigned n, uns
 uint8_t apply_one(const uint8_t *page, uint32_t segment, uint32_t slot);
 /* Where the page's mapping lies in the segment, by what the kernel says; UINT64_MAX: not in it. */
 uint64_t slot_of(const uint8_t *page, uint32_t segment);
+uint64_t tracked_pages(const uint8_t *block); /* those present that a scan may protect: in `track` or `shared` */
 uint64_t file_pages(const uint8_t *block); /* those that map the segment now */
 
 /* Thread functions on a block; whoever waits for them has to play the agent: join_draining. */

@@ -16,6 +16,7 @@
 
 #include "common/fault.h"
 #include "lib/book.h"
+#include "lib/notes.h"
 #include "tests/lib/rig.h"
 
 /* What page i of the block in test_merge_and_restore holds. */
@@ -146,6 +147,50 @@ static void test_only_what_is_registered(void **state) {
         assert_int_equal(file_pages(b) & 0xff00ff00, 0);
         assert_true(file_pages(b));
         assert_int_equal(rangeset_remove(&A.excluded, at, at + BLOCK_BYTES), 0);
+}
+
+/* Notes of the program are read first; a process that has locked all its memory is left alone. */
+static void test_notes_come_first(void **state) {
+        uint8_t *b = block_new(), status[64];
+        for (unsigned i = 0; i < PAGES; i++)
+                fill(b + i * KSM_PAGE_SIZE, i % CONTENTS);
+        A.suspended = true;
+        (void) apply(APPLY_MERGE, b, 0, PAGES, 0, status);
+        assert_int_equal(file_pages(b), 0);
+        A.suspended = false;
+        const uint64_t at = (uint64_t) b;
+        notes_put((struct note) { .kind = NOTE_UNMAPPED, .start = at + 8 * KSM_PAGE_SIZE, .end = at + 16 * KSM_PAGE_SIZE });
+        notes_put((struct note) { .kind = NOTE_EXCLUDE, .start = at + 24 * KSM_PAGE_SIZE, .end = at + 32 * KSM_PAGE_SIZE });
+        (void) apply(APPLY_MERGE, b, 0, PAGES, 0, status);
+        for (unsigned i = 0; i < PAGES; i++)
+                assert_int_equal(status[i], i / 8 == 1 || i / 8 == 3 ? APPLY_VMA_GONE : APPLY_OK);
+        assert_int_equal(file_pages(b), ~0xff00ff00ULL);
+        assert_int_equal(rangeset_remove(&A.excluded, at, at + BLOCK_BYTES), 0);
+}
+
+/* Whatever becomes of a page, later writes to it are seen. */
+static void test_tracked(void **state) {
+        uint8_t *b = block_new(), status[64];
+        for (unsigned i = 0; i < PAGES; i++)
+                fill(b + i * KSM_PAGE_SIZE, i % 3 ? i % CONTENTS : 100);
+        assert_int_equal(tracked_pages(b), ~0ULL);
+        assert_int_equal(fault_arm("uffd_register:fail:1:12", NULL), 0); /* the guard's: ENOMEM */
+        (void) apply(APPLY_MERGE, b, 0, PAGES, 0, status);
+        (void) fault_arm(NULL, NULL);
+        assert_int_equal(file_pages(b), 0);
+        assert_int_equal(tracked_pages(b), ~0ULL);
+        (void) apply(APPLY_MERGE, b, 0, PAGES, 0, status);
+        assert_true(file_pages(b));
+        assert_int_equal(tracked_pages(b), ~0ULL);
+        (void) apply(APPLY_RESTORE, b, 0, PAGES, 0, status);
+        assert_int_equal(file_pages(b), 0);
+        assert_int_equal(tracked_pages(b), ~0ULL);
+        for (unsigned i = 0; i < PAGES; i++)
+                fill(b + i * KSM_PAGE_SIZE, i & 1);
+        (void) apply(APPLY_ZERO, b, 0, PAGES, 0, status);
+        memset(b, 1, BLOCK_BYTES);
+        assert_int_equal(tracked_pages(b), ~0ULL);
+        assert_false(A.retrack);
 }
 
 /* A slot that the daemon did not say the segment has is not mapped, whatever the file holds there. */
@@ -295,6 +340,8 @@ int main(void) {
                 cmocka_unit_test(test_discard_reads_zeros),
                 cmocka_unit_test(test_fork_child_reads_the_same),
                 cmocka_unit_test(test_only_what_is_registered),
+                cmocka_unit_test(test_notes_come_first),
+                cmocka_unit_test(test_tracked),
                 cmocka_unit_test(test_only_what_is_published),
                 cmocka_unit_test(test_two_segments),
                 cmocka_unit_test(test_executable),

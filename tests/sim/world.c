@@ -233,10 +233,10 @@ static struct core_read_result look_at(struct world *w, struct sim_process *p, u
         return r;
 }
 
-static void meanwhile(struct world *w, bool is_published) {
+static void meanwhile(struct world *w, unsigned of) {
         void (*f)(struct world *) = w->meanwhile;
 
-        if (!f || w->meanwhile_published != is_published)
+        if (!f || w->meanwhile_of != of)
                 return;
         w->meanwhile = NULL;
         f(w);
@@ -252,7 +252,7 @@ static void answer_read(struct world *w, const struct core_read *r) {
                 MUST(r->pages[k] >= p->base && r->pages[k] < p->base + p->n_pages);
                 results[k] = look_at(w, p, r->pages[k]);
         }
-        meanwhile(w, false);
+        meanwhile(w, MEANWHILE_READ);
         core_read_done(w->core, r->op, w->now_usec, results);
 }
 
@@ -291,7 +291,7 @@ static void answer_publish(struct world *w, const struct core_publish *u) {
                 s->content[u->slots[k]] = p->pages[u->pages[k] - p->base].content;
                 s->is_written[u->slots[k]] = true;
         }
-        meanwhile(w, true);
+        meanwhile(w, MEANWHILE_PUBLISHED);
         core_publish_done(w->core, u->op, w->now_usec, results, 0);
 }
 
@@ -362,6 +362,7 @@ static void answer_apply(struct world *w, const struct core_apply *a) {
                 for (uint64_t page = e->page; page < last; page++)
                         status[page & 63] = (uint8_t) apply_page(w, p, a, e, page);
         }
+        meanwhile(w, MEANWHILE_APPLIED);
         while (core_apply_done(w->core, a->op, w->now_usec, status, 0) == -EAGAIN)
                 (void) core_tick(w->core, w->now_usec);
 }

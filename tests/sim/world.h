@@ -60,9 +60,9 @@ struct world {
         struct core_event last_event;
         unsigned collision_bits; /* hashes of only so many bits, 0 = all: equality of hashes is only a hint */
         bool same_tags;          /* hashes differ only in what the index does not store beside an entry */
-        /* Called once, when a worker has read or published and the core has not been told yet. */
+        /* Called once, when something of that kind has been done and the core has not been told yet. */
         void (*meanwhile)(struct world *w);
-        bool meanwhile_published; /* else: read */
+        enum { MEANWHILE_READ, MEANWHILE_PUBLISHED, MEANWHILE_APPLIED } meanwhile_of;
         unsigned fail_permille;  /* reads, publishes and applies that fail at random */
         uint64_t n_relocated;    /* merges of pages that lay in a file mapping */
 };

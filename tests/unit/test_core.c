@@ -154,7 +154,7 @@ static void test_written_meanwhile(void **state) {
                 for (uint32_t i = 0; i < 2; i++)
                         world_write(w, i, 3, 5);
                 w->meanwhile = write_pages;
-                w->meanwhile_published = published;
+                w->meanwhile_of = published ? MEANWHILE_PUBLISHED : MEANWHILE_READ;
                 world_run(w, 20 * SECOND);
                 assert_null(w->meanwhile);
                 assert_int_equal(world_counters(w).pages_unshared, 2);
@@ -183,12 +183,35 @@ static void test_dup_not_needed(void **state) {
         for (uint32_t i = 2; i < 4; i++)
                 world_write(w, i, 3, 5);
         w->meanwhile = leave_chain;
-        w->meanwhile_published = true;
+        w->meanwhile_of = MEANWHILE_PUBLISHED;
         world_run(w, 20 * SECOND);
         assert_null(w->meanwhile);
         assert_int_equal(world_counters(w).pages_shared, 1);
         assert_int_equal(world_counters(w).pages_sharing, 1);
         assert_int_equal(world_counters(w).pages_unshared, 2);
+        finish(w);
+}
+
+static void unregister(struct world *w) {
+        for (uint32_t i = 0; i < w->n_processes; i++) {
+                memset(w->processes[i].pages, 0, 64 * sizeof(*w->processes[i].pages));
+                assert_int_equal(core_range_remove(w->core, w->processes[i].client, 0, 64), 0);
+        }
+}
+
+/* The range goes while the agent works on it: its answer is about nothing that is known. */
+static void test_unregistered_while_merging(void **state) {
+        struct world *w = start(2, 64);
+
+        for (uint32_t i = 0; i < 2; i++)
+                fill(w, i, 0, 64, 1);
+        w->meanwhile = unregister;
+        w->meanwhile_of = MEANWHILE_APPLIED;
+        world_run(w, 20 * SECOND);
+        assert_null(w->meanwhile);
+        assert_null(core_check(w->core));
+        assert_int_equal(world_counters(w).tracked_pages, 0);
+        assert_int_equal(world_counters(w).vmas_used, 0);
         finish(w);
 }
 
@@ -436,6 +459,8 @@ static void test_sparse_range(void **state) {
         assert_int_equal(core_domain(c, "a", 1, &domain), 0);
         assert_int_equal(core_client_add(c, domain, &config, &client), 0);
         core_counters(c, &before);
+        assert_int_equal(core_range_add(c, client, (UINT64_C(1) << 52) - 1, 2), -EINVAL);
+        assert_int_equal(core_range_add(c, client, UINT64_MAX, 2), -EINVAL);
         assert_int_equal(core_range_add(c, client, 0, UINT64_C(1) << 33), 0);
         for (uint64_t now = 1000000; now < 20000000; now = next ? next : now + 1)
                 while (core_next_scan(c, now, &scan, &next)) {
@@ -746,6 +771,7 @@ int main(void) {
                 cmocka_unit_test(test_dead_slots_are_bounded),
                 cmocka_unit_test(test_written_meanwhile),
                 cmocka_unit_test(test_dup_not_needed),
+                cmocka_unit_test(test_unregistered_while_merging),
                 cmocka_unit_test(test_stopped_before_publish),
                 cmocka_unit_test(test_full_segments_are_sealed),
                 cmocka_unit_test(test_equal_tags),
