@@ -431,6 +431,8 @@ static bool pull(struct world *w, enum sim_kind kind, uint64_t *ret_next) {
         /* A reader can hang on a client's memory: one of a domain is enough. */
         for (uint32_t i = 0; i < w->n_ops; i++) {
                 MUST(kind != SIM_READ || w->ops[i].kind != SIM_READ || w->ops[i].read.domain != op.read.domain);
+                MUST(kind != SIM_APPLY || w->ops[i].kind != SIM_APPLY || w->ops[i].apply.client != op.apply.client ||
+                     w->ops[i].apply.extents[0].page >> BLOCK_SHIFT != op.apply.extents[0].page >> BLOCK_SHIFT);
                 MUST(kind != SIM_SCAN || w->ops[i].kind != SIM_SCAN || w->ops[i].scan.client != op.scan.client);
         }
         if (w->n_ops == w->ops_capacity) {
