@@ -232,6 +232,25 @@ static void test_stopped_before_publish(void **state) {
         finish(w);
 }
 
+static void unmerge_all(struct world *w) {
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_run, 2, w->now_usec), 0);
+}
+
+/* What was planned before is not merged after all. */
+static void test_unmerged_before_merge(void **state) {
+        struct world *w = start(2, 64);
+
+        for (uint32_t i = 0; i < 2; i++)
+                fill(w, i, 0, 64, 1);
+        w->meanwhile = unmerge_all;
+        w->meanwhile_of = MEANWHILE_PUBLISHED;
+        world_run(w, 20 * SECOND);
+        assert_null(w->meanwhile);
+        assert_int_equal(world_counters(w).merges, 0);
+        assert_int_equal(world_merged(w, 0) + world_merged(w, 1), 0);
+        finish(w);
+}
+
 /* What the index stores beside an entry narrows the search; the key decides. */
 static void test_equal_tags(void **state) {
         struct world *w = start(3, 64);
@@ -773,6 +792,7 @@ int main(void) {
                 cmocka_unit_test(test_dup_not_needed),
                 cmocka_unit_test(test_unregistered_while_merging),
                 cmocka_unit_test(test_stopped_before_publish),
+                cmocka_unit_test(test_unmerged_before_merge),
                 cmocka_unit_test(test_full_segments_are_sealed),
                 cmocka_unit_test(test_equal_tags),
                 cmocka_unit_test(test_copy_on_write),
