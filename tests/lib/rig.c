@@ -65,16 +65,44 @@ uint8_t *block_new(void) {
         return aligned;
 }
 
+/* The pages of the block that wait to be asked again, as extents. */
+static uint32_t busy_extents(const struct extent_element *asked, const uint8_t *status, struct extent_element *busy) {
+        uint32_t n = 0;
+        for (uint32_t k = 0; k < asked->n_pages; k++) {
+                if (status[(asked->page + k) % BLOCK_PAGES] != APPLY_BUSY)
+                        continue;
+                busy[n++] = (struct extent_element) { .page = asked->page + k, .n_pages = 1, .segment = asked->segment,
+                                                      .slot = asked->segment ? asked->slot + k : 0 };
+        }
+        return n;
+}
+
+/* As the daemon does, asks again for what is busy: a transition that is preempted for too long gives pages back. */
+static uint32_t ask(uint32_t kind, const struct extent_element *x, uint8_t *status) {
+        uint32_t longest = transition_apply(&A, kind, x, 1, status), n;
+        struct extent_element busy[BLOCK_PAGES];
+        for (unsigned tries = 0; tries < BUSY_TRIES && (n = busy_extents(x, status, busy)); tries++) {
+                uint8_t again[BLOCK_PAGES];
+                agent_drain(&A);
+                sys_yield();
+                longest = MAX(longest, transition_apply(&A, kind, busy, n, again));
+                for (unsigned i = 0; i < BLOCK_PAGES; i++)
+                        if (again[i] != APPLY_NOT_ASKED)
+                                status[i] = again[i];
+        }
+        return longest;
+}
+
 uint32_t apply(uint32_t kind, const uint8_t *block, unsigned at, unsigned n, unsigned slot, uint8_t *status) {
         struct extent_element x = { .page = ((uint64_t) block >> KSM_PAGE_SHIFT) + at, .n_pages = n,
                                     .segment = kind == APPLY_MERGE, .slot = kind == APPLY_MERGE ? slot : 0 };
-        return transition_apply(&A, kind, &x, 1, status);
+        return ask(kind, &x, status);
 }
 
 uint8_t apply_one(const uint8_t *page, uint32_t segment, uint32_t slot) {
         struct extent_element x = { .page = (uint64_t) page >> KSM_PAGE_SHIFT, .n_pages = 1, .segment = segment, .slot = slot };
         uint8_t status[64];
-        (void) transition_apply(&A, APPLY_MERGE, &x, 1, status);
+        (void) ask(APPLY_MERGE, &x, status);
         return status[x.page % BLOCK_PAGES];
 }
 

@@ -14,6 +14,7 @@
 #define CONTENTS 8 /* page contents: 0 is all zeros */
 #define SEGMENT_SLOTS 512
 #define SHIFT 3
+#define BUSY_TRIES 200U /* more than any load needs; few enough for a test that wants the answer BUSY */
 
 extern struct agent A;
 
@@ -21,6 +22,7 @@ int rig_setup(void **state);
 void fill(uint8_t *page, unsigned content);
 /* A registered block of 64 pages, untouched. */
 uint8_t *block_new(void);
+/* Ask again, up to BUSY_TRIES times, for the pages that are busy. */
 uint32_t apply(uint32_t kind, const uint8_t *block, unsigned at, unsigned n, unsigned slot, uint8_t *status);
 /* Merges one page; its status. */
 uint8_t apply_one(const uint8_t *page, uint32_t segment, uint32_t slot);
