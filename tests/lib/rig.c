@@ -45,6 +45,7 @@ int rig_setup(void **state) {
         A.link_fd = -1;
         A.maps_fd = open("/proc/self/maps", O_RDONLY);
         A.smaps_fd = open("/proc/self/smaps", O_RDONLY);
+        A.statm_fd = open("/proc/self/statm", O_RDONLY);
         A.pagemap_fd = open("/proc/self/pagemap", O_RDONLY);
         A.mem_fd = open("/proc/self/mem", O_RDONLY);
         A.expected = own_alloc(BLOCK_BYTES);
