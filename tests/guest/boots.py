@@ -19,7 +19,7 @@ MEMORY_MIB = 2048
 # that does not happen (a process that the kernel cannot end) the guest goes HUNG_SECONDS later.
 BOOT_SECONDS = 240
 SLOWER = 3
-HUNG_SECONDS = 60
+HUNG_SECONDS = 180
 LINE = re.compile(r"userksm-guest (kernel|begin|end|done) ?(\S*) ?(\w*)$")
 
 

@@ -1,5 +1,7 @@
-"""What guests boot: an initramfs of busybox, tests and the libraries they are linked with, every file at the path that it has
-here."""
+"""What guests boot: a kernel, and an initramfs made of this build. Two kinds: busybox with tests and the libraries they are
+linked with, every file at the path that it has here; and Debian with systemd, where userksm is installed as an administrator
+would."""
+import json
 import os
 import pathlib
 import re
@@ -10,9 +12,10 @@ import sys
 import sysconfig
 
 from guest import add_busybox, pack_initramfs
-from measure import BUILD, ROOT
+from measure import BUILD, ROOT, Skip
 
 GUEST = ROOT / "tests/guest"
+RELEASE = ROOT / "build-release"
 # Parts of Python's library that no test needs, and that are most of it.
 UNUSED_PYTHON = ("test", "idlelib", "lib2to3", "ensurepip", "tkinter", "turtledemo", "pydoc_data", "distutils", "unittest",
                  "dist-packages", "site-packages", "__pycache__", "config-*")
@@ -90,3 +93,36 @@ def tests_image(directory, cases):
     (root.path / "init").chmod(0o755)
     (root.path / "plan").write_text(plan(cases, guest_command))
     return pack_initramfs(root.path, directory / "initramfs.gz")
+
+
+def install_release(destination):
+    """Builds as docs/operations.md says, what is installed and no more, and stages it."""
+    quiet = {"check": True, "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    if not (RELEASE / "build.ninja").exists():
+        subprocess.run(["meson", "setup", "--buildtype=release", "--prefix=/usr", RELEASE, ROOT], **quiet)
+    out = subprocess.run(["meson", "introspect", "--targets", RELEASE], check=True, capture_output=True, text=True).stdout
+    targets = [os.path.relpath(name, RELEASE) for t in json.loads(out) if t["installed"] for name in t["filename"]]
+    subprocess.run(["ninja", "-C", RELEASE, *targets], **quiet)
+    subprocess.run(["meson", "install", "-C", RELEASE, "--no-rebuild", "--destdir", destination], **quiet)
+
+
+def system_image(directory, cases):
+    """Debian with systemd from tests/guest/fetch-root, and on top of it tests/guest/system and userksm, not yet installed."""
+    result = subprocess.run([GUEST / "fetch-root"], capture_output=True, text=True)
+    if result.returncode == 77:
+        raise Skip("guest system: " + result.stderr.strip().rsplit("\n", 1)[-1])
+    result.check_returncode()
+    root = directory / "root"
+    shutil.copytree(GUEST / "system/root", root, symlinks=True)
+    install_release(root / "staged")
+    shutil.copytree(GUEST / "system", root / "tests", ignore=shutil.ignore_patterns("root", "__pycache__"))
+    (root / "plan").write_text(plan(cases))
+    names = "\n".join(str(p.relative_to(root)) for p in sorted(root.rglob("*")))
+    ours = subprocess.run(["cpio", "-o", "-H", "newc", "--quiet", "--owner=+0:+0"], cwd=root, input=names.encode(),
+                          capture_output=True, check=True).stdout
+    shutil.rmtree(root)
+    image = directory / "initramfs"
+    shutil.copy(result.stdout.strip(), image)
+    with open(image, "ab") as f:  # the kernel unpacks one archive after the other
+        f.write(ours)
+    return image
