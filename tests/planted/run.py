@@ -92,8 +92,8 @@ class Tree:
         """(command, whether it says "[  FAILED  ]" as soon as something failed)."""
         if test in TESTS:
             return [self.source / TESTS[test][0], *TESTS[test][1:]], False
-        programs = list(self.build_directory.glob(f"tests/*/test_{test}"))
-        if programs:  # cmocka
+        programs = [p for suite in ("unit", "lib") for p in self.build_directory.glob(f"tests/{suite}/test_{test}")]
+        if programs:  # cmocka, no arguments
             return [programs[0]], True
         return ["meson", "test", "-C", self.build_directory, "--no-rebuild", test], False
 
