@@ -9,9 +9,11 @@ TESTS = {
     "chaos 20 s": ["tests/e2e/test_shim_torture.py", "--chaos", "--seconds=20", "--delay-usec=500"],
     "shadow 40 s": ["tests/shadow/run.py", "--minutes=0.7", "--seed=1000", "--shrink-seconds=0"],
 }
+# Programs with arguments that need nothing else: the path in the build directory and the arguments.
+PROGRAMS = {"sim": ["tests/sim/sim", "1", "25"]}
 LIB = ("transitions", "discards", "hostile", "remerge", "fork")
 SHIM = ("torture 20 s", "chaos 20 s")
-CORE = ("core", "core_adopt", "core_ranges", "core_index", "sim")
+CORE = ("core", "core_life", "core_adopt", "core_ranges", "core_index", "sim")
 
 
 @dataclasses.dataclass

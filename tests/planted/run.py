@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 
-from fault import TESTS
+from fault import PROGRAMS, TESTS
 from faults import FAULTS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -83,18 +83,28 @@ class Tree:
             # A fault may leave a function or a variable unused: that is a warning.
             subprocess.run(["meson", "setup", "-Dwerror=false", self.build_directory, self.source], check=True, stdout=subprocess.DEVNULL)
 
-    def build(self):
+    def build(self, *targets):
         """None, or what the compiler says."""
-        result = subprocess.run(["ninja", "-C", self.build_directory], capture_output=True, text=True)
+        result = subprocess.run(["ninja", "-C", self.build_directory, *targets], capture_output=True, text=True)
         return None if result.returncode == 0 else result.stdout[-1500:]
+
+    def program(self, test):
+        """A cmocka program, which has no arguments, or None."""
+        return next((p for suite in ("unit", "lib") for p in self.build_directory.glob(f"tests/{suite}/test_{test}")), None)
+
+    def build_for(self, test):
+        """What that test needs; the longer ones use everything."""
+        program = self.program(test) or (PROGRAMS[test][0] if test in PROGRAMS else None)
+        return self.build(os.path.relpath(self.build_directory / program, self.build_directory)) if program else self.build()
 
     def command(self, test):
         """(command, whether it says "[  FAILED  ]" as soon as something failed)."""
         if test in TESTS:
             return [self.source / TESTS[test][0], *TESTS[test][1:]], False
-        programs = [p for suite in ("unit", "lib") for p in self.build_directory.glob(f"tests/{suite}/test_{test}")]
-        if programs:  # cmocka, no arguments
-            return [programs[0]], True
+        if program := self.program(test):
+            return [program], True
+        if test in PROGRAMS:
+            return [self.build_directory / PROGRAMS[test][0], *PROGRAMS[test][1:]], False
         return ["meson", "test", "-C", self.build_directory, "--no-rebuild", test], False
 
     def passes(self, test):
@@ -129,10 +139,10 @@ class Tree:
         except LookupError as e:  # somebody works on the source while this runs
             return None, str(e)
         try:
-            broken = self.build()
-            if broken:
-                return None, f"does not compile: {broken}"
             for test in fault.tests:
+                broken = self.build_for(test)
+                if broken:
+                    return None, f"does not compile: {broken}"
                 survived, how = self.passes(test)
                 if not survived:
                     return test, how
@@ -143,7 +153,7 @@ class Tree:
     def check_passes(self, test):
         if test in self.passing:
             return
-        broken = self.build()
+        broken = self.build_for(test)
         if broken:
             sys.exit(broken)
         for _ in range(2):  # once more: the machine may be busy with something else
