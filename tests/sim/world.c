@@ -292,6 +292,8 @@ static void answer_publish(struct world *w, const struct core_publish *u) {
                 s->is_written[u->slots[k]] = true;
         }
         meanwhile(w, MEANWHILE_PUBLISHED);
+        s = segment_of(w, u->segment);
+        MUST(s->is_open && !s->is_sealed);
         core_publish_done(w->core, u->op, w->now_usec, results, 0);
 }
 

@@ -140,30 +140,35 @@ static void test_full_segments_are_sealed(void **state) {
         finish(w);
 }
 
+static unsigned writers; /* of the two, as bits */
+
 static void write_pages(struct world *w) {
         for (uint32_t i = 0; i < w->n_processes; i++)
-                world_write(w, i, 3, 600 + i);
+                if (writers & 1U << i)
+                        world_write(w, i, 3, 600 + i);
         world_scan(w);
 }
 
 /* Written while a worker has it: what was read, and what was published, is of another time. */
 static void test_written_meanwhile(void **state) {
-        for (unsigned published = 0; published < 2; published++) {
-                struct world *w = start(2, 64);
+        for (unsigned of = MEANWHILE_READ; of <= MEANWHILE_PUBLISHED; of++)
+                for (writers = 1; writers <= 3; writers++) {
+                        struct world *w = start(2, 64);
 
-                for (uint32_t i = 0; i < 2; i++)
-                        world_write(w, i, 3, 5);
-                w->meanwhile = write_pages;
-                w->meanwhile_of = published ? MEANWHILE_PUBLISHED : MEANWHILE_READ;
-                world_run(w, 20 * SECOND);
-                assert_null(w->meanwhile);
-                assert_int_equal(world_counters(w).pages_unshared, 2);
-                assert_int_equal(world_counters(w).failed_changed, 0);
-                world_write(w, 1, 3, 600);
-                world_run(w, 20 * SECOND);
-                assert_int_equal(world_counters(w).pages_sharing, 1);
-                finish(w);
-        }
+                        for (uint32_t i = 0; i < 2; i++)
+                                world_write(w, i, 3, 5);
+                        w->meanwhile = write_pages;
+                        w->meanwhile_of = of;
+                        world_run(w, 20 * SECOND);
+                        assert_null(w->meanwhile);
+                        assert_int_equal(world_counters(w).pages_unshared, 2);
+                        assert_int_equal(world_counters(w).failed_changed, 0);
+                        for (uint32_t i = 0; i < 2; i++)
+                                world_write(w, i, 3, 600);
+                        world_run(w, 20 * SECOND);
+                        assert_int_equal(world_counters(w).pages_sharing, 1);
+                        finish(w);
+                }
 }
 
 static void leave_chain(struct world *w) {
@@ -192,6 +197,32 @@ static void test_dup_not_needed(void **state) {
         finish(w);
 }
 
+static void others_go_on(struct world *w) {
+        world_pump(w);
+        w->meanwhile = others_go_on;
+}
+
+/* One publish is under way when the last slot of its segment is written by another: the world sees that it is sealed after both. */
+static void test_not_sealed_while_written(void **state) {
+        enum { SLOTS = 512, FEW = 128 }; /* a strip */
+
+        for (uint32_t first = 0; first < 2; first++) {
+                struct world *w = start(2, 2 * SLOTS);
+
+                for (uint32_t half = 0; half < 2; half++) {
+                        fill(w, first, half * FEW, FEW, 1);
+                        fill(w, 1 - first, half * (SLOTS - FEW), SLOTS - FEW, 1000);
+                }
+                w->meanwhile = others_go_on;
+                w->meanwhile_of = MEANWHILE_PUBLISHED;
+                world_run(w, 20 * SECOND);
+                assert_int_equal(world_counters(w).pages_sharing, SLOTS);
+                assert_int_equal(w->n_segments, 1);
+                assert_int_equal(w->n_sealed, 1);
+                finish(w);
+        }
+}
+
 static void unregister(struct world *w) {
         for (uint32_t i = 0; i < w->n_processes; i++) {
                 memset(w->processes[i].pages, 0, 64 * sizeof(*w->processes[i].pages));
@@ -215,21 +246,32 @@ static void test_unregistered_while_merging(void **state) {
         finish(w);
 }
 
+static unsigned reads_until_stop;
+
 static void stop_merging(struct world *w) {
-        assert_int_equal(core_tunable_set(w->core, TUNABLE_run, 0, w->now_usec), 0);
+        if (--reads_until_stop > 0)
+                w->meanwhile = stop_merging;
+        else
+                assert_int_equal(core_tunable_set(w->core, TUNABLE_run, 0, w->now_usec), 0);
 }
 
+/* After each of the reads: what is read by then is queued to be published. */
 static void test_stopped_before_publish(void **state) {
-        struct world *w = start(2, 64);
+        enum { BLOCKS = 8, READS = 2 * BLOCKS * 64 / CORE_READ_PAGES };
 
-        for (uint32_t i = 0; i < 2; i++)
-                fill(w, i, 0, 64, 1);
-        w->meanwhile = stop_merging;
-        world_run(w, 20 * SECOND);
-        assert_null(w->meanwhile);
-        assert_int_equal(w->n_segments, 0);
-        assert_int_equal(w->n_applies, 0);
-        finish(w);
+        for (unsigned at = 1; at <= READS; at++) {
+                struct world *w = start(2, BLOCKS * 64);
+
+                for (uint32_t i = 0; i < 2; i++)
+                        fill(w, i, 0, BLOCKS * 64, 1);
+                reads_until_stop = at;
+                w->meanwhile = stop_merging;
+                world_run(w, 20 * SECOND);
+                assert_null(w->meanwhile);
+                assert_int_equal(w->n_segments, 0);
+                assert_int_equal(w->n_applies, 0);
+                finish(w);
+        }
 }
 
 static void unmerge_all(struct world *w) {
@@ -790,6 +832,7 @@ int main(void) {
                 cmocka_unit_test(test_dead_slots_are_bounded),
                 cmocka_unit_test(test_written_meanwhile),
                 cmocka_unit_test(test_dup_not_needed),
+                cmocka_unit_test(test_not_sealed_while_written),
                 cmocka_unit_test(test_unregistered_while_merging),
                 cmocka_unit_test(test_stopped_before_publish),
                 cmocka_unit_test(test_unmerged_before_merge),
