@@ -16,7 +16,8 @@ _Static_assert((int) CORE_NOT_ASKED == (int) APPLY_NOT_ASKED && (int) CORE_OK ==
                (int) CORE_CHANGED == (int) APPLY_CHANGED &&
                (int) CORE_PINNED_OR_FORKED == (int) APPLY_PINNED_OR_FORKED &&
                (int) CORE_VMA_GONE == (int) APPLY_VMA_GONE && (int) CORE_BUDGET == (int) APPLY_BUDGET &&
-               (int) CORE_BUSY == (int) APPLY_BUSY && (int) CORE_ERROR == (int) APPLY_ERROR, "apply statuses");
+               (int) CORE_BUSY == (int) APPLY_BUSY && (int) CORE_ERROR == (int) APPLY_ERROR &&
+               (int) CORE_LATER == (int) APPLY_LATER && APPLY_STATUS_MAX_ == 9, "apply statuses");
 _Static_assert(ARRAY_SIZE(((struct core_apply *) 0)->extents) == 64, "an apply fits one frame");
 
 static void violation(struct client *c, const char *what) {

@@ -110,7 +110,7 @@ static uint64_t private_pages(const struct look *look, uint64_t pages) {
 bool freeze_call_witness(struct transition *t, uint64_t private, bool pressing) {
         int r = witness_call(t->a, pressing);
         if (r < 0)
-                transition_set(t, private, r == -EAGAIN ? APPLY_BUSY : APPLY_PINNED_OR_FORKED);
+                transition_set(t, private, r == -EAGAIN ? APPLY_LATER : APPLY_PINNED_OR_FORKED);
         return r == 0;
 }
 

@@ -14,9 +14,12 @@
 #include "lib/sys.h"
 #include "lib/vma.h"
 
-/* Long enough for some hundred transitions under one witness, short enough that what the program writes meanwhile, and pays a copy
- * for, is little. */
-#define WITNESS_LIFE_USEC 20000U
+/* After the last question. What the program writes meanwhile it pays a copy for. */
+#define WITNESS_IDLE_USEC 20000U
+/* A process of many mappings pays tens of milliseconds for it, and may have thousands of blocks to ask about: it lives in proportion, but
+ * less long than what is new takes to settle. */
+#define WITNESS_LIFE_FACTOR 10U
+#define WITNESS_LIFE_MAX_USEC 500000U
 /* Making it takes at most this share of the time: the address space is locked meanwhile. */
 #define WITNESS_COST_FACTOR 50U
 /* After a refusal by the kernel (RLIMIT_NPROC, pids of the cgroup, memory). */
@@ -196,8 +199,10 @@ static bool filtered(struct agent *a) {
 int witness_call(struct agent *a, bool pressing) {
         struct witness *w = &a->witness;
         uint64_t now = now_usec();
-        if (w->state == WITNESS_ALIVE && (pressing || now < w->until_usec))
+        if (w->state == WITNESS_ALIVE && (pressing || now < w->until_usec)) {
+                w->until_usec = MIN(now + WITNESS_IDLE_USEC, w->end_usec);
                 return 0;
+        }
         if (!pressing && now < w->next_usec)
                 return -EAGAIN;
         if (filtered(a))
@@ -213,7 +218,8 @@ int witness_call(struct agent *a, bool pressing) {
                 return -EAGAIN;
         }
         w->state = WITNESS_ALIVE;
-        w->until_usec = made + WITNESS_LIFE_USEC;
+        w->until_usec = made + WITNESS_IDLE_USEC;
+        w->end_usec = made + MIN((made - now) * WITNESS_LIFE_FACTOR + WITNESS_IDLE_USEC, WITNESS_LIFE_MAX_USEC);
         w->next_usec = made + (made - now) * WITNESS_COST_FACTOR;
         fault_point(FAULT_witness_made);
         return 0;

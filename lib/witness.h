@@ -24,7 +24,8 @@ struct agent;
 struct witness {
         int fd;                /* pidfd; only while there is one */
         enum { WITNESS_NONE, WITNESS_ALIVE, WITNESS_DYING } state;
-        uint64_t until_usec;   /* then it is dismissed */
+        uint64_t until_usec;   /* then it is dismissed, unless it is asked before */
+        uint64_t end_usec;     /* and then in any case */
         uint64_t next_usec;    /* the next one not before: the cost is bounded */
         struct rangeset kept_out, let_in; /* empty but while it is forked */
         enum { SECCOMP_UNKNOWN, SECCOMP_NONE, SECCOMP_FILTER } seccomp;

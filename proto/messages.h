@@ -147,7 +147,7 @@ enum apply_kind {
 /* The pages of MERGE and ZERO may be plain anonymous memory or lie inside merged runs: copied on write, discarded (and filled
  * again), or mapping another slot; both kinds in one block are all right. The agent sees by itself which is which. A page that is
  * there already is OK. Pages copied on write (RESTORE has them, too) are replaced only if the kernel shows that nobody has them pinned:
- * PINNED_OR_FORKED else; BUSY when asking it again so soon would cost the program too much. */
+ * PINNED_OR_FORKED else; LATER when asking it again so soon would cost the program too much. */
 struct extent_element {
         uint64_t page;    /* address >> 12 of the first page */
         uint32_t n_pages; /* 1..64, within the block */
@@ -171,6 +171,7 @@ enum apply_status {
         APPLY_BUDGET = 5,           /* ENOMEM: VMA limit or memory */
         APPLY_BUSY = 6,             /* mapping calls in progress: ask again later */
         APPLY_ERROR = 7,
+        APPLY_LATER = 8,            /* the kernel cannot be asked again so soon; pages that need no such question need not wait */
         APPLY_STATUS_MAX_
 };
 struct msg_applied {

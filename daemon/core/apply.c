@@ -20,6 +20,7 @@ void apply_wake_due(struct core *c, uint64_t now_usec) {
                 timer_clear(c, cl, TIMER_WAKE);
                 turn_add(c, cl, TURN_APPLY);
                 turn_add(c, cl, TURN_PUBLISH);
+                later_wake(c, cl, now_usec);
                 restore_wake(c, cl, now_usec);
         }
 }
@@ -29,7 +30,7 @@ void block_queue_short(struct core *c, uint32_t block, unsigned longest) {
         struct block *b = block_at(c, block);
         struct client *cl = block_client(c, b);
 
-        if (b->flags & (BLOCK_APPLY | BLOCK_SHORT))
+        if (b->flags & (BLOCK_APPLY | BLOCK_SHORT | BLOCK_LATER))
                 return;
         b->stamp = cl->pass & STAMP_MASK;
         block_push(c, &cl->shorts[MIN(longest, SHORT_BUCKETS - 1U)], block, BLOCK_SHORT);
@@ -289,6 +290,8 @@ bool core_next_apply(struct core *c, uint64_t now_usec, uint32_t window, struct 
                 block = block_pop(c, &cl->apply, BLOCK_APPLY);
                 if (block == NIL)
                         block = pop_short(c, cl);
+                if (block == NIL)
+                        block = later_pop(c, cl);
                 if (block == NIL) {
                         turn_drop(c, TURN_APPLY);
                         if (cl->requests)
@@ -312,7 +315,7 @@ struct answer {
         struct client *cl;
         uint32_t block;
         uint64_t now_usec;
-        bool was_busy, was_budget;
+        bool was_busy, was_budget, was_later;
         uint64_t n_done, n_left, n_busy;
 };
 
@@ -378,8 +381,9 @@ static void answer_merge(struct answer *a, unsigned i, enum core_apply_status st
                 page_set(a->c, a->block, i, record(PAGE_NONE, 0, 0));
         } else if (status == CORE_OK) {
                 page_merged(a, i);
-        } else if (status == CORE_BUSY) {
-                a->was_busy = true;
+        } else if (status == CORE_BUSY || status == CORE_LATER) {
+                a->was_busy |= status == CORE_BUSY;
+                a->was_later |= status == CORE_LATER;
                 page_mark(a->c, a->block, i,
                           (r & ~UINT64_C(15)) | (s == PAGE_MERGING ? PAGE_MATCHED : PAGE_ZEROABLE));
         } else {
@@ -454,7 +458,9 @@ static void block_answered(struct answer *a) {
 
         b->flags &= (uint16_t) ~BLOCK_BUSY;
         /* Hashed ones may have been due while it was busy. */
-        if (b->flags & (BLOCK_RESTORE | BLOCK_RAGGED) || has_state(b, PAGE_MATCHED) || has_state(b, PAGE_ZEROABLE) ||
+        if (a->was_later && !(b->flags & (BLOCK_RESTORE | BLOCK_RAGGED))) {
+                later_add(c, a->cl, a->block, a->now_usec);
+        } else if (b->flags & (BLOCK_RESTORE | BLOCK_RAGGED) || has_state(b, PAGE_MATCHED) || has_state(b, PAGE_ZEROABLE) ||
             has_state(b, PAGE_HASHED)) {
                 block_queue_apply(c, a->block);
         } else {
@@ -498,6 +504,8 @@ int core_apply_done(struct core *c, uint64_t id, uint64_t now_usec, const uint8_
         }
         if (client_merging_now(cl))
                 cl->requests->event.pages += a.n_done;
+        if (!a.was_later && a.n_done > 0 && !is_restore)
+                later_release(c, cl);
         is_again = client_busy(&a);
         if (a.was_budget)
                 client_budget_hit(c, cl, now_usec);

@@ -170,6 +170,7 @@ enum core_apply_status {
         CORE_BUDGET = 5,
         CORE_BUSY = 6,
         CORE_ERROR = 7,
+        CORE_LATER = 8,
 };
 struct core_extent {
         uint64_t page;

@@ -72,8 +72,9 @@ enum block_flags {
         BLOCK_DOUBTFUL = 1 << 11,  /* the last look found an extent of it ragged */
         BLOCK_REFUSED = 1 << 12,   /* some of it could not be restored: waits for the client's next try */
         BLOCK_CLAIMED = 1 << 13,   /* has pages that the agent reported, and no look has seen yet */
+        BLOCK_LATER = 1 << 14,     /* in client.later, by apply_next */
 };
-#define BLOCK_QUEUED (BLOCK_WAITING | BLOCK_PUBLISH | BLOCK_APPLY | BLOCK_SHORT)
+#define BLOCK_QUEUED (BLOCK_WAITING | BLOCK_PUBLISH | BLOCK_APPLY | BLOCK_SHORT | BLOCK_LATER)
 struct block {
         uint64_t number; /* page >> BLOCK_SHIFT */
         uint64_t seen;   /* pages that the look numbered `look` saw present */
@@ -229,7 +230,7 @@ struct client {
         uint32_t n_chunks, chunks_capacity, n_ranges;
         uint64_t registered_pages;
         uint32_t blocks, n_blocks; /* list head */
-        struct block_queue waiting, ready, publish, apply, shorts[SHORT_BUCKETS];
+        struct block_queue waiting, ready, publish, apply, later, shorts[SHORT_BUCKETS];
 
         uint32_t pass;
         uint64_t pass_usec, last_pass_usec; /* start of the running one and of the last complete one; 0 none */
@@ -247,6 +248,8 @@ struct client {
         int64_t vmas_used, vmas_pending;
         uint64_t budget_usec, busy_usec; /* no merge, no apply before */
         unsigned budget_tries, busy_tries;
+        uint64_t later_usec; /* when the first of `later` is asked for again; 0: one has been */
+        unsigned later_tries;
         uint64_t retry_usec; /* when what was refused to be restored is tried again; 0 nothing was */
         unsigned retry_tries;
         bool has_refused; /* the retry that is under way found some */
@@ -436,6 +439,12 @@ void extent_leave(struct core *c, uint32_t block, unsigned i);
 unsigned extent_vma_edges(const struct core *c, const struct block *b, unsigned i);
 /* VMAs more, or fewer, when the n pages from i map `slot` and those after it; NIL: anonymous memory. */
 int extent_vma_cost(const struct core *c, const struct block *b, unsigned i, unsigned n, uint32_t slot);
+
+/* later.c */
+void later_add(struct core *c, struct client *cl, uint32_t block, uint64_t now_usec);
+void later_wake(struct core *c, struct client *cl, uint64_t now_usec);
+void later_release(struct core *c, struct client *cl); /* the agent could do one */
+uint32_t later_pop(struct core *c, struct client *cl); /* one to be asked for now, or NIL */
 
 /* restore.c */
 /* After a look: has the block extents that are not worth their mapping? */

@@ -161,12 +161,13 @@ void block_queue_publish(struct core *c, uint32_t block) {
         turn_add(c, cl, TURN_PUBLISH);
 }
 
-/* A block whose short runs wait has its link in use; it comes by itself when they are due, or is busy and comes then. */
+/* A block whose short runs or uncertified pages wait has its link in use; it comes by itself when they are due, or is busy and
+ * comes then. */
 void block_queue_apply(struct core *c, uint32_t block) {
         struct block *b = block_at(c, block);
         struct client *cl = block_client(c, b);
 
-        if (!(b->flags & (BLOCK_APPLY | BLOCK_SHORT)))
+        if (!(b->flags & (BLOCK_APPLY | BLOCK_SHORT | BLOCK_LATER)))
                 block_push(c, &cl->apply, block, BLOCK_APPLY);
         turn_add(c, cl, TURN_APPLY);
 }

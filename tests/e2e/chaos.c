@@ -261,7 +261,7 @@ static void *client_main(void *arg) {
 
 static void *print_at_end(void *arg) {
         static const char *const kinds[] = { "", "merge", "zero", "restore" };
-        static const char *const statuses[] = { "", "ok", "changed", "pinned_or_forked", "vma_gone", "budget", "busy", "error" };
+        static const char *const statuses[] = { "", "ok", "changed", "pinned_or_forked", "vma_gone", "budget", "busy", "error", "later" };
         int number;
         sigwait(arg, &number);
         for (unsigned k = APPLY_MERGE; k <= APPLY_RESTORE; k++) {

@@ -70,7 +70,8 @@ uint8_t *block_new(void) {
 static uint32_t busy_extents(const struct extent_element *asked, const uint8_t *status, struct extent_element *busy) {
         uint32_t n = 0;
         for (uint32_t k = 0; k < asked->n_pages; k++) {
-                if (status[(asked->page + k) % BLOCK_PAGES] != APPLY_BUSY)
+                uint8_t s = status[(asked->page + k) % BLOCK_PAGES];
+                if (s != APPLY_BUSY && s != APPLY_LATER)
                         continue;
                 busy[n++] = (struct extent_element) { .page = asked->page + k, .n_pages = 1, .segment = asked->segment,
                                                       .slot = asked->segment ? asked->slot + k : 0 };
@@ -78,14 +79,17 @@ static uint32_t busy_extents(const struct extent_element *asked, const uint8_t *
         return n;
 }
 
-/* As the daemon does, asks again for what is busy: a transition that is preempted for too long gives pages back. */
+/* As the daemon does, asks again for what is busy: a transition that is preempted for too long gives pages back, and a witness that is
+ * not asked for a while goes. When the next one may come is as the test has set it. */
 static uint32_t ask(uint32_t kind, const struct extent_element *x, uint8_t *status) {
+        uint64_t next_usec = A.witness.next_usec;
         uint32_t longest = transition_apply(&A, kind, x, 1, status), n;
         struct extent_element busy[BLOCK_PAGES];
         for (unsigned tries = 0; tries < BUSY_TRIES && (n = busy_extents(x, status, busy)); tries++) {
                 uint8_t again[BLOCK_PAGES];
                 agent_drain(&A);
                 sys_yield();
+                A.witness.next_usec = next_usec;
                 longest = MAX(longest, transition_apply(&A, kind, busy, n, again));
                 for (unsigned i = 0; i < BLOCK_PAGES; i++)
                         if (again[i] != APPLY_NOT_ASKED)

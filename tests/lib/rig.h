@@ -22,7 +22,7 @@ int rig_setup(void **state);
 void fill(uint8_t *page, unsigned content);
 /* A registered block of 64 pages, untouched. */
 uint8_t *block_new(void);
-/* Ask again, up to BUSY_TRIES times, for the pages that are busy. */
+/* Ask again, up to BUSY_TRIES times, for the pages that are busy or wait for a witness. */
 uint32_t apply(uint32_t kind, const uint8_t *block, unsigned at, unsigned n, unsigned slot, uint8_t *status);
 /* Merges one page; its status. */
 uint8_t apply_one(const uint8_t *page, uint32_t segment, uint32_t slot);

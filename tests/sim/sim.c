@@ -149,6 +149,7 @@ static void mutate(struct world *w) {
                 p->pages[k].is_pinned = !p->pages[k].is_pinned;
         } else if (what < 800) {
                 p->is_stuck = !p->is_stuck;
+                p->has_no_witness = world_random(w, 2);
         } else if (what < 815) {
                 (void) core_merge_now(w->core, p->client, p->base + k, n, what, w->now_usec);
         } else if (what < 822) {
@@ -226,7 +227,7 @@ static void come_to_rest(struct world *w) {
         for (uint32_t i = 0; i < w->n_processes; i++) {
                 struct sim_process *p = &w->processes[i];
 
-                p->is_stuck = false;
+                p->is_stuck = p->has_no_witness = false;
                 core_client_park(w->core, p->client, false);
                 if (p->is_alive)
                         (void) core_range_add(w->core, p->client, p->base, p->n_pages); /* ends an unmerge */

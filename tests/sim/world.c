@@ -305,6 +305,8 @@ static enum core_apply_status merge_page(struct world *w, struct sim_process *p,
         MUST(s && s->domain == p->domain && slot < s->n_slots && s->is_written[slot]);
         if (!s->is_open || (!q->in_file && q->kind != KIND_ANON))
                 return CORE_VMA_GONE;
+        if (p->has_no_witness && q->in_file && q->kind == KIND_ANON)
+                return CORE_LATER;
         if (q->is_pinned && q->kind == KIND_ANON)
                 return CORE_PINNED_OR_FORKED;
         if (!q->in_file)
@@ -335,6 +337,8 @@ static enum core_apply_status apply_page(struct world *w, struct sim_process *p,
                 return restore_page(q);
         if (q->kind != KIND_ANON && !q->in_file)
                 return CORE_VMA_GONE;
+        if (p->has_no_witness && q->in_file && q->kind == KIND_ANON)
+                return CORE_LATER;
         q->is_written |= !q->in_file;
         if (q->is_pinned && q->kind == KIND_ANON)
                 return CORE_PINNED_OR_FORKED;

@@ -28,6 +28,7 @@ struct sim_process {
         uint64_t base, n_pages;
         struct sim_page *pages;
         bool is_alive, is_stuck; /* stuck: its agent answers BUSY */
+        bool has_no_witness;     /* its agent answers LATER for private pages in mappings */
         bool is_inexact;         /* the books cannot know of some mappings: left by an unregister that could not restore */
         uint32_t vmas_max;       /* merges fail with BUDGET above it; 0 = no limit */
 };

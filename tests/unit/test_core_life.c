@@ -141,6 +141,40 @@ static void test_rewritten_for_ever(void **state) {
         finish(w);
 }
 
+/* Pages for which the agent has no certificate now wait for it without a failure, hold up nothing else, and are asked for seldom; when
+ * it has one, they all go at once. */
+static void test_no_certificate_now(void **state) {
+        struct world *w = merged(2, 2048);
+        uint64_t applies;
+
+        w->processes[1].has_no_witness = true;
+        for (uint32_t p = 0; p < 2; p++) {
+                fill(w, p, 0, 1024, 10000);
+                for (uint32_t i = 1024; i < 1536; i += 64)
+                        world_drop(w, p, i, 64);
+                fill(w, p, 1024, 512, 20000);
+        }
+        world_run(w, 10 * SECOND);
+        assert_int_equal(world_merged(w, 1), 1024); /* the plain ones */
+        applies = w->n_applies;
+        world_run(w, 60 * SECOND);
+        assert_in_range(w->n_applies - applies, 10, 60 * 2);
+        w->processes[1].has_no_witness = false;
+        world_run(w, 3 * SECOND);
+        assert_int_equal(world_merged(w, 1), 2048);
+        assert_int_equal(world_counters(w).pages_sharing, 2048);
+        /* Nor does an unmerge wait for it. */
+        w->processes[1].has_no_witness = true;
+        for (uint32_t p = 0; p < 2; p++)
+                fill(w, p, 0, 256, 30000);
+        world_run(w, 8 * SECOND);
+        assert_int_equal(core_unmerge(w->core, w->processes[1].client, 0, 0, 7, w->now_usec), 0);
+        world_run(w, SECOND / 100);
+        assert_int_equal(w->last_event.cookie, 7);
+        assert_int_equal(world_merged(w, 1), 0);
+        finish(w);
+}
+
 /* What cannot be restored is tried again, ever more seldom, and goes in the end. */
 static void test_refused_restore_is_retried(void **state) {
         struct world *w = merged(2, 128);
@@ -300,6 +334,7 @@ int main(void) {
                 cmocka_unit_test(test_unique_stays_and_is_found),
                 cmocka_unit_test(test_zeros_inside),
                 cmocka_unit_test(test_rewritten_for_ever),
+                cmocka_unit_test(test_no_certificate_now),
                 cmocka_unit_test(test_refused_restore_is_retried),
                 cmocka_unit_test(test_ragged_restore_is_retried),
                 cmocka_unit_test(test_cleaning),
