@@ -19,6 +19,9 @@
 /* A restore is somebody waiting for it; tries of LOCK_SPIN_USEC with a pause in between, 2 s in all. */
 #define RESTORE_TRIES 2000U
 #define RESTORE_PAUSE_USEC 1000U
+/* A pin may be the daemon's, which is reading the page: it is gone in a moment. Together 15 ms. */
+#define PIN_TRIES 5U
+#define PIN_PAUSE_USEC 500U
 
 bool transition_begin(struct transition *t) {
         /* A fresh time slice makes it less likely to be descheduled with a hole open. */
@@ -164,32 +167,51 @@ uint32_t transition_apply(struct agent *a, uint32_t kind, const struct extent_el
         return t.longest_usec;
 }
 
-int transition_restore_range(struct agent *a, uint64_t start, uint64_t end) {
-        bool left = false;
-        witness_dismiss(a); /* of a page that was written since then it knows nothing */
-        struct book_walk walk = { .start = start, .end = end };
-        uint64_t block, mask;
-        while (book_walk_next(&walk, &block, &mask)) {
-                uint8_t status[64];
-                struct transition t = { .a = a, .base = block << (BLOCK_SHIFT + KSM_PAGE_SHIFT), .status = status };
-                memset(status, APPLY_NOT_ASKED, sizeof(status));
-                unsigned tries = 0;
-                while (!transition_begin(&t)) {
-                        if (++tries > RESTORE_TRIES)
-                                return -EBUSY;
-                        const struct timespec pause = { .tv_nsec = RESTORE_PAUSE_USEC * 1000L };
-                        (void) sys_call(SYS_nanosleep, (long) &pause, 0, 0, 0, 0, 0);
-                        agent_drain(a);
-                }
-                freeze_restore(&t, mask, true);
-                transition_end(&t);
-                for (unsigned i = 0; i < 64; i++) {
-                        if (!(mask >> i & 1) || status[i] == APPLY_OK || status[i] == APPLY_VMA_GONE)
-                                continue;
-                        if (status[i] == APPLY_BUDGET)
-                                return -ENOMEM;
-                        left = true;
-                }
+static void pause_usec(struct agent *a, unsigned usec) {
+        const struct timespec pause = { .tv_nsec = usec * 1000L };
+        (void) sys_call(SYS_nanosleep, (long) &pause, 0, 0, 0, 0, 0);
+        agent_drain(a);
+}
+
+/* Restores the pages of a block. Returns those that are left, of which the kernel says that they are pinned; -errno for all others. */
+static int restore_pages(struct agent *a, uint64_t base, uint64_t mask, uint64_t *ret_left) {
+        uint8_t status[BLOCK_PAGES];
+        struct transition t = { .a = a, .base = base, .status = status };
+        memset(status, APPLY_NOT_ASKED, sizeof(status));
+        for (unsigned tries = 0; !transition_begin(&t); tries++) {
+                if (tries == RESTORE_TRIES)
+                        return -EBUSY;
+                pause_usec(a, RESTORE_PAUSE_USEC);
         }
-        return left ? 1 : 0;
+        freeze_restore(&t, mask, true);
+        transition_end(&t);
+        *ret_left = 0;
+        for (unsigned i = 0; i < BLOCK_PAGES; i++) {
+                if (!(mask >> i & 1) || status[i] == APPLY_OK || status[i] == APPLY_VMA_GONE)
+                        continue;
+                if (status[i] == APPLY_BUDGET)
+                        return -ENOMEM;
+                *ret_left |= 1ULL << i;
+        }
+        return 0;
+}
+
+int transition_restore_range(struct agent *a, uint64_t start, uint64_t end) {
+        bool any_left = false;
+        struct book_walk walk = { .start = start, .end = end };
+        uint64_t block, left;
+        witness_dismiss(a); /* of a page that was written since then it knows nothing */
+        while (book_walk_next(&walk, &block, &left)) {
+                for (unsigned tries = 0; left && tries < PIN_TRIES; tries++) {
+                        if (tries) {
+                                witness_dismiss(a);
+                                pause_usec(a, PIN_PAUSE_USEC << tries);
+                        }
+                        int r = restore_pages(a, block << (BLOCK_SHIFT + KSM_PAGE_SHIFT), left, &left);
+                        if (r < 0)
+                                return r;
+                }
+                any_left |= left;
+        }
+        return any_left ? 1 : 0;
 }
