@@ -38,6 +38,9 @@ EXEMPTIONS = [
     Exemption("mremap beside a userfaultfd",
               "A move over several mappings, one of which the program's own userfaultfd watches, succeeds where the kernel says EFAULT. "
               "Programs do not move memory while they have a userfaultfd."),
+    Exemption("MREMAP_DONTUNMAP of locked memory",
+              "The kernel unlocks all of the mapping that the range lies in, and merging may have left the mapping in pieces. Programs "
+              "unlock the range before."),
     Exemption("mincore", "Which pages are resident is not compared, only the result."),
     Exemption("MADV_COLLAPSE", "Whether the kernel has a huge page to give is not compared, only the bytes."),
     Exemption("brk beside malloc",

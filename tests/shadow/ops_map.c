@@ -148,6 +148,7 @@ struct record op_remap_dontunmap(struct actor *a, const struct op *o) {
         struct span from = op_span(o), to = op_span_to(o, from.bytes);
         SKIP_UNLESS(is_placed(o, o->arena) && is_placed(o, o->to) && from.bytes && from.bytes == to.bytes && !uffd_is_open());
         int flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
+        (void) munlock(from.at, from.bytes); /* exception "MREMAP_DONTUNMAP of locked memory" */
         struct record r = placed(calls_of(o)->mremap(from.at, from.bytes, to.bytes, flags, to.at), to.at);
         r.digest = digest_memory(from.at, from.bytes);
         return r;

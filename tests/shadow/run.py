@@ -55,7 +55,7 @@ class Run:
             if args.plant:
                 command += ["--plant", str(args.plant)]
         process = subprocess.Popen([str(c) for c in command], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                   stderr=None, text=True, start_new_session=True)
+                                   stderr=subprocess.PIPE, text=True, start_new_session=True)
         try:
             out, self.errors = process.communicate(timeout=PROGRAM_SECONDS)
             self.status = process.returncode
