@@ -2,7 +2,9 @@
  * that is forked before anything else; it takes one request at a time from a mailbox in shared memory. */
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/uio.h>
@@ -10,6 +12,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
+#include "common/uapi.h"
 #include "tests/shadow/futex.h"
 #include "tests/shadow/shadow.h"
 
@@ -55,10 +58,23 @@ static long traced(struct mailbox *b, bool poke) {
         return error ? -1 : r;
 }
 
-static bool readable_from(pid_t pid, uint8_t *at) {
+/* A shared mapping without PROT_WRITE cannot be forced: EIO is the kernel's own answer. */
+static bool refuses_writes(pid_t pid, uint8_t *at) {
+        char path[64];
+        snprintf(path, sizeof(path), "/proc/%d/maps", (int) pid);
+        _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
+        struct procmap_query q = { .size = sizeof(q), .query_addr = (uint64_t) at };
+        return fd >= 0 && ioctl(fd, PROCMAP_QUERY, &q) == 0 && (q.vma_flags & PROCMAP_QUERY_VMA_SHARED) &&
+               !(q.vma_flags & PROCMAP_QUERY_VMA_WRITABLE);
+}
+
+/* How long an access that got EIO is tried again. */
+static uint64_t patience_usec(pid_t pid, uint8_t *at, bool write) {
         uint8_t byte;
         struct iovec local = { &byte, 1 }, remote = { at, 1 };
-        return process_vm_readv(pid, &local, 1, &remote, 1, 0) == 1;
+        if (write && refuses_writes(pid, at))
+                return 0;
+        return process_vm_readv(pid, &local, 1, &remote, 1, 0) == 1 ? REFUSED_READABLE_USEC : REFUSED_USEC;
 }
 
 static void serve(struct mailbox *b) {
@@ -75,7 +91,7 @@ static void serve(struct mailbox *b) {
                 b->error = errno;
                 if (b->result != -1 || b->error != EIO || !b->retry)
                         return;
-                if (now_usec() - start > (readable_from(b->pid, b->at) ? REFUSED_READABLE_USEC : REFUSED_USEC))
+                if (now_usec() - start >= patience_usec(b->pid, b->at, b->command == REMOTE_POKE))
                         return;
                 atomic_fetch_add(&run.control->refused, 1);
                 (void) usleep(50);
@@ -193,7 +209,7 @@ static ssize_t transfer_page(int fd, bool out, uint8_t *bytes, uint8_t *at, size
                 ssize_t r = out ? pread(fd, bytes, n, (off_t) (uintptr_t) at) : pwrite(fd, bytes, n, (off_t) (uintptr_t) at);
                 if (r != -1 || errno != EIO || !run.settle_usec || uffd_is_open())
                         return r;
-                if (now_usec() - start > (readable_from(getpid(), at) ? REFUSED_READABLE_USEC : REFUSED_USEC)) {
+                if (now_usec() - start >= patience_usec(getpid(), at, !out)) {
                         errno = EIO;
                         return -1;
                 }
