@@ -6,6 +6,7 @@
 #include "lib/book.h"
 #include "lib/preload/preload.h"
 #include "lib/sys.h"
+#include "lib/transition.h"
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
@@ -14,6 +15,8 @@
 #define MADV_GUARD_INSTALL 102
 #define MADV_GUARD_REMOVE 103
 #endif
+/* Dropped pages are restored at once, unless the program writes them again in between (and has them pinned). */
+#define GUARD_TRIES 16U
 /* Linux 6.14: the caller itself, in place of a pidfd. */
 #define PIDFD_SELF_THREAD (-10000)
 #define PIDFD_SELF_THREAD_GROUP (-10001)
@@ -67,9 +70,8 @@ static bool may_hold_merged(const struct span *span) {
 }
 
 /* With an agent: it learns of the range from the kernel before the pages go, and answers the next access with zeros. A forked
- * child without one replaces the merged part by itself. */
-static int advise_dontneed(void *addr, size_t length, int advice, const struct span *span) {
-        enter();
+ * child without one replaces the merged part by itself. Inside the lock. */
+static int discard(void *addr, size_t length, int advice, const struct span *span) {
         int r = REAL(madvise)(addr, length, advice);
         if (r == 0 || errno == ENOMEM) { /* ENOMEM: done, and there were gaps */
                 int saved = errno;
@@ -79,6 +81,12 @@ static int advise_dontneed(void *addr, size_t length, int advice, const struct s
                 else
                         errno = saved;
         }
+        return r;
+}
+
+static int advise_dontneed(void *addr, size_t length, int advice, const struct span *span) {
+        enter();
+        int r = discard(addr, length, advice, span);
         leave();
         return r;
 }
@@ -94,6 +102,66 @@ static int advise_restored(void *addr, size_t length, int advice, const struct s
                 r = 0;
         }
         return r;
+}
+
+/* The first merged run in [start, end), as far as it lies in one block. */
+static bool find_merged(uint64_t start, uint64_t end, struct span *ret) {
+        struct book_walk w = { .start = start, .end = end };
+        uint64_t block, mask;
+        unsigned i = 0, n;
+        if (!book_walk_next(&w, &block, &mask) || !next_run(mask, &i, &n))
+                return false;
+        uint64_t base = block << (BLOCK_SHIFT + KSM_PAGE_SHIFT);
+        *ret = (struct span) { page_address(base, i), page_address(base, i + n) };
+        return true;
+}
+
+static int guard_piece(uint64_t start, uint64_t end) {
+        return end > start ? REAL(madvise)((void *) start, end - start, MADV_GUARD_INSTALL) : 0;
+}
+
+/* MADV_GUARD_INSTALL on [*at, end) as far as nothing is merged there; then what is merged next is dropped, which the advice would
+ * do anyway, and *at is its start. Dropped pages can be restored, whatever pinned them. 0 or -1 as madvise. */
+static int guard_to_merged(uint64_t *at, uint64_t end) {
+        struct span run = { end, end };
+        int left = enter_restored(*at, end), r, saved = errno;
+        if (left == 0 || !find_merged(*at, end, &run))
+                run = (struct span) { end, end };
+        r = guard_piece(*at, run.start);
+        bool gaps = r < 0 && errno == ENOMEM;
+        if ((r == 0 || gaps) && run.end > run.start)
+                r = discard((void *) run.start, run.end - run.start, MADV_DONTNEED, &run);
+        leave();
+        if (r == 0 && gaps)
+                r = fail(ENOMEM);
+        else if (r == 0)
+                errno = saved;
+        *at = run.start;
+        return r;
+}
+
+/* Pages that cannot be restored, because they may be pinned, stay in the file mapping of their run. There the kernel would never
+ * come to an end: it puts guards into empty entries only, and what it zaps to have them empty leaves a marker of the write
+ * protection behind. So merged pages go first, in the order in which the kernel goes over mappings: at one that refuses (locked
+ * memory: EINVAL) everything behind it stays as it is. */
+static int advise_guard(void *addr, size_t length) {
+        struct span span;
+        if (check_range(addr, length, &span) <= 0)
+                return REAL(madvise)(addr, length, MADV_GUARD_INSTALL);
+        bool gaps = false;
+        uint64_t at = span.start, before;
+        for (unsigned tries = 0; at < span.end && tries < GUARD_TRIES;) {
+                before = at;
+                if (guard_to_merged(&at, span.end) < 0) {
+                        if (errno != ENOMEM)
+                                return -1;
+                        gaps = true;
+                }
+                tries = at == before ? tries + 1 : 0;
+        }
+        if (at < span.end)
+                return fail(EAGAIN);
+        return gaps ? fail(ENOMEM) : 0;
 }
 
 static int advise_plain(void *addr, size_t length, int advice) {
@@ -117,6 +185,7 @@ enum treatment {
         TREAT_PLAIN,    /* means the same on them, or is only a hint */
         TREAT_DONTNEED, /* drops pages: zeros must come back */
         TREAT_RESTORE,  /* fails or means something else on a file mapping */
+        TREAT_GUARD,    /* drops pages, and never ends on a merged run */
         TREAT_EXCLUDE,  /* sets what a replaced mapping would lose */
         TREAT_DONTFORK, /* set on merged memory too, and by the agent again when it replaces a mapping (QEMU's guest RAM) */
         TREAT_MERGE,
@@ -130,9 +199,10 @@ static enum treatment treatment_of(int advice) {
         case MADV_FREE:
         case MADV_REMOVE:
         case MADV_COLLAPSE:
-        case MADV_GUARD_INSTALL:
         case MADV_GUARD_REMOVE:
                 return TREAT_RESTORE;
+        case MADV_GUARD_INSTALL:
+                return TREAT_GUARD;
         case MADV_WIPEONFORK:
         case MADV_DONTDUMP:
                 return TREAT_EXCLUDE;
@@ -156,6 +226,8 @@ SHIM_EXPORT int madvise(void *addr, size_t length, int advice) {
                 return advise_plain(addr, length, advice);
         if (treatment == TREAT_DONTNEED)
                 return advise_dontneed(addr, length, advice, &span);
+        if (treatment == TREAT_GUARD)
+                return advise_guard(addr, length);
         if (treatment == TREAT_DONTFORK)
                 return advise_dontfork(addr, length, advice, &span);
         if (treatment == TREAT_EXCLUDE && agent_running()) {
@@ -190,18 +262,27 @@ static void prepare_vector(const struct iovec *vector, size_t n, int advice) {
         }
 }
 
-/* Since 6.13 a process may give itself any advice by this call. Merge advice is caught when it names itself by constant;
- * through a pidfd it reaches the kernel's own KSM. */
-static ssize_t advise_vector_merge(const struct iovec *vector, size_t n, bool mergeable) {
+static int advise_mergeable(void *addr, size_t length) {
+        return advise_merge(addr, length, true);
+}
+
+static int advise_unmergeable(void *addr, size_t length) {
+        return advise_merge(addr, length, false);
+}
+
+/* As the kernel: bytes done before the first that fails. */
+static ssize_t advise_each(const struct iovec *vector, size_t n, int (*advise)(void *, size_t)) {
         ssize_t done = 0;
         for (size_t i = 0; i < n; i++) {
-                if (advise_merge(vector[i].iov_base, vector[i].iov_len, mergeable) < 0)
+                if (advise(vector[i].iov_base, vector[i].iov_len) < 0)
                         return done ? done : -1;
                 done += (ssize_t) vector[i].iov_len;
         }
         return done;
 }
 
+/* Since 6.13 a process may give itself any advice by this call. Merge advice is caught when it names itself by constant;
+ * through a pidfd it reaches the kernel's own KSM. */
 SHIM_EXPORT ssize_t process_madvise(int pidfd, const struct iovec *vector, size_t n, int advice, unsigned flags) {
         real_process_madvise_fn f = REAL(process_madvise);
         if (!f) {
@@ -210,8 +291,11 @@ SHIM_EXPORT ssize_t process_madvise(int pidfd, const struct iovec *vector, size_
         }
         if (pidfd == PIDFD_SELF_THREAD || pidfd == PIDFD_SELF_THREAD_GROUP) {
                 if (treatment_of(advice) == TREAT_MERGE && shim_enabled() && flags == 0)
-                        return advise_vector_merge(vector, n, advice == MADV_MERGEABLE);
+                        return advise_each(vector, n, advice == MADV_MERGEABLE ? advise_mergeable : advise_unmergeable);
         }
+        /* An empty vector fails as any would (another process's memory: EINVAL), and does nothing. */
+        if (treatment_of(advice) == TREAT_GUARD && f(pidfd, vector, 0, advice, flags) == 0)
+                return advise_each(vector, n, advise_guard);
         if (agent_running())
                 prepare_vector(vector, n, advice);
         enter();

@@ -1,10 +1,18 @@
 /* Merged runs: private mappings of a segment under the shared context. */
 #include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 
 #include "tests/support/kernel.h"
+
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#endif
+#define ENDLESS_USEC 300000 /* of the processor's time, for one page */
 
 #define SHARED_MODE (UFFDIO_REGISTER_MODE_WP | UFFDIO_REGISTER_MODE_MINOR)
 
@@ -312,6 +320,34 @@ static void populate_in_minor_mode_waits_for_the_reader_of_the_context(void) {
         CHECK(page_is_zero(m.run));
 }
 
+/* Guards go into empty entries only. The zap that empties them leaves a marker of the write protection in a file mapping, so the
+ * call begins again, until a signal is there. On anonymous memory nothing is left. */
+static sigjmp_buf endless;
+
+static void on_endless(int number) {
+        siglongjmp(endless, 1);
+}
+
+static void guards_never_get_into_a_protected_merged_run(void) {
+        struct merged m = map_merged(1, 96);
+        struct itimerval timer = { .it_value = { .tv_usec = ENDLESS_USEC } };
+        int track = uffd_open(TRACK_FEATURES);
+        void *plain = map_filled(1, 1);
+
+        if (madvise(plain, KSM_PAGE_SIZE, MADV_GUARD_INSTALL) != 0)
+                fact_skip("no MADV_GUARD_INSTALL");
+        plain = map_filled(1, 1);
+        CHECK_EQ(uffd_register(track, plain, 1, UFFDIO_REGISTER_MODE_WP), 0);
+        CHECK_EQ(scan_written(plain, 1), 1);
+        CHECK(madvise(plain, KSM_PAGE_SIZE, MADV_GUARD_INSTALL) == 0);
+        CHECK(signal(SIGPROF, on_endless) != SIG_ERR);
+        if (sigsetjmp(endless, 1) == 0) {
+                CHECK(setitimer(ITIMER_PROF, &timer, NULL) == 0);
+                int r = madvise(m.run, KSM_PAGE_SIZE, MADV_GUARD_INSTALL);
+                CHECK(r == -1 && errno == EINVAL); /* before 6.15: not in file mappings */
+        }
+}
+
 static void segment_outlives_its_fd_through_mappings(void) {
         struct merged m = map_merged(1, 95);
 
@@ -335,4 +371,5 @@ FACTS(FACT(continue_populates_and_protects_so_that_reads_do_not_fault),
       FACT(fault_around_is_off_in_registered_mappings),
       FACT(child_keeps_merged_pages_and_copies_them_on_write),
       FACT(populate_in_minor_mode_waits_for_the_reader_of_the_context),
+      FACT(guards_never_get_into_a_protected_merged_run),
       FACT(segment_outlives_its_fd_through_mappings))

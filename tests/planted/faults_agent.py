@@ -49,7 +49,7 @@ AGENT_FAULTS = [
     Fault("named-merged", "I7, 6.4", "memory with a name of its own is merged and loses it", "lib/vma.c",
           "q.vma_name_size > 0 && strcmp(name, \"[heap]\") != 0;", "false;", LIB + CALLS),
     Fault("left-unsaid", "I7, 6.4", "restore says that all is restored, when pages stay", "lib/transition.c",
-          "                        left = true;\n", "", REMERGE + CALLS),
+          "                any_left |= left;\n", "", REMERGE + CALLS),
 
     # -- restore (lib/freeze.c) ------------------------------------------------------------------------------------------------
     Fault("freeze-no-zeros", "I7, 6.3", "discarded pages are frozen without their zeros", "lib/freeze.c",
@@ -295,10 +295,12 @@ AGENT_FAULTS = [
         ("remove-unrestored", "MADV_REMOVE meets merged pages", "advise.c", "        case MADV_REMOVE:\n", "", SHIM),
         ("collapse-unrestored", "MADV_COLLAPSE meets merged pages", "advise.c", "        case MADV_COLLAPSE:\n", "", ()),
         ("guard-unrestored", "MADV_GUARD_INSTALL meets merged pages", "advise.c", "        case MADV_GUARD_INSTALL:\n", "", ()),
+        ("guard-endless", "MADV_GUARD_INSTALL meets pages that cannot be restored", "advise.c",
+         "left == 0 || !find_merged(*at, end, &run)", "left == 0 || true", ("shadow-regressions",)),
         ("dontfork-unnoted", "the agent is not told of MADV_DONTFORK", "advise.c",
          "                agent_note_dontfork(span->start, span->end - span->start, advice == MADV_DONTFORK);\n", "                ;\n", ("shim-fork",)),
         ("dontneed-unlocked", "MADV_DONTNEED does not take the mapping lock", "advise.c",
-         "        enter();\n        int r = REAL(madvise)(addr, length, advice);\n        if (r == 0 || errno == ENOMEM) {", "        int r = REAL(madvise)(addr, length, advice);\n        enter();\n        if (r == 0 || errno == ENOMEM) {", ("shim-fork",) + SHIM),
+         "        enter();\n        int r = discard(addr, length, advice, span);\n", "        int r = discard(addr, length, advice, span);\n        enter();\n", ("shim-fork",) + SHIM),
         ("vector-unprepared", "process_madvise meets merged pages", "advise.c",
          "        if (agent_running())\n                prepare_vector(vector, n, advice);\n", "", ()),
         ("name-unrestored", "a name for memory meets merged pages", "control.c", "        (void) enter_restored(span.start, span.end);\n", "        enter();\n", ()),
