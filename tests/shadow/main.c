@@ -154,6 +154,20 @@ static void write_log(void) {
         close(fd);
 }
 
+/* One line of JSON: how much was done, and of what. */
+static void print_account(void) {
+        uint32_t kinds[OP_KINDS] = { 0 };
+        for (uint32_t i = 0; i < run.program.n; i++)
+                kinds[run.program.ops[i].kind] += run.log[i].result != SKIPPED;
+        printf("{\"ops\": %u, \"merged_pages_seen\": %llu, \"looks\": %llu, \"refused\": %llu, \"kinds\": {", run.program.n,
+               (unsigned long long) atomic_load(&run.control->merged_seen),
+               (unsigned long long) atomic_load(&run.control->merged_looks),
+               (unsigned long long) atomic_load(&run.control->refused));
+        for (unsigned k = 0; k < OP_KINDS; k++)
+                printf("%s\"%s\": %u", k ? ", " : "", op_names[k], kinds[k]);
+        printf("}}\n");
+}
+
 int main(int argc, char **argv) {
         parse(argc, argv);
         if (options.replay)
@@ -195,9 +209,6 @@ int main(int argc, char **argv) {
         run_threads();
         alarms(false);
         write_log();
-        printf("{\"ops\": %u, \"merged_pages_seen\": %llu, \"looks\": %llu, \"refused\": %llu}\n", run.program.n,
-               (unsigned long long) atomic_load(&run.control->merged_seen),
-               (unsigned long long) atomic_load(&run.control->merged_looks),
-               (unsigned long long) atomic_load(&run.control->refused));
+        print_account();
         return 0;
 }

@@ -11,6 +11,7 @@
 
 A program that differs is shrunk (delta debugging over its operations) and printed, with the name of a replay file."""
 import argparse
+import collections
 import json
 import os
 import pathlib
@@ -30,7 +31,9 @@ from test_shim_support import SHIM, Chaos  # noqa: E402
 SHADOW = BUILD / "tests/shadow/shadow"
 HERE = pathlib.Path(__file__).resolve().parent
 RECORD = struct.Struct("iiQ")
-PROGRAM_SECONDS = 40
+PROGRAM_SECONDS = 300  # a loaded machine may need a minute
+SHRINK_PROGRAM_SECONDS = 40
+FULL_OPS = 5e5  # from here on every operation must have occurred
 SHOWN_LINES = 16
 SETTLE_USEC = {"userksmd": 80000, "chaos": 4000}
 # Per hundred programs. race and raw judge less per operation than the first two.
@@ -57,7 +60,7 @@ class Run:
         process = subprocess.Popen([str(c) for c in command], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, text=True, start_new_session=True)
         try:
-            out, self.errors = process.communicate(timeout=PROGRAM_SECONDS)
+            out, self.errors = process.communicate(timeout=args.program_seconds)
             self.status = process.returncode
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)  # the group is this program's own
@@ -171,6 +174,7 @@ def shrink(program, directory, merged, args, tries, seconds):
 
 def report(program, said, merged, args):
     """Shrinks, prints, keeps."""
+    args.program_seconds = SHRINK_PROGRAM_SECONDS
     keep = pathlib.Path(tempfile.mkdtemp(prefix="userksm-shadow-"))
     print(f"DIFFERENCE: {' '.join(program)} (daemon {args.daemon}, delay {args.delay_usec}, merge-any {args.merge_any}): {said}",
           flush=True)
@@ -184,6 +188,7 @@ def report(program, said, merged, args):
 class Totals:
     def __init__(self):
         self.lock, self.ops, self.programs, self.seen, self.refused, self.failed = threading.Lock(), 0, 0, 0, 0, []
+        self.kinds = collections.Counter()
 
     def add(self, said):
         with self.lock:
@@ -191,6 +196,7 @@ class Totals:
             self.programs += 1
             self.seen += said["merged_pages_seen"]
             self.refused += said["refused"]
+            self.kinds.update(said["kinds"])
 
 
 def merger(args):
@@ -242,8 +248,11 @@ def random_programs(args):
     print(f"{totals.ops} operations in {totals.programs} programs, {len(totals.failed)} differ, {seconds:.0f} s; pages seen "
           f"merged at looks: {totals.seen}; accesses tried again: {totals.refused}", flush=True)
     shutil.rmtree(directory, ignore_errors=True)
+    print("executed:", ", ".join(f"{kind} {n}" for kind, n in totals.kinds.most_common()))
     assert not totals.failed, f"{len(totals.failed)} programs differ"
     assert totals.seen > totals.programs, "hardly anything was merged: the run says nothing"
+    never = [kind for kind, n in totals.kinds.items() if not n]
+    assert not never or args.family or totals.ops < FULL_OPS, f"never executed: {never}"
 
 
 def replay(path, args, tries):
@@ -309,6 +318,7 @@ def main():
     parser.add_argument("--delay-usec", type=int, default=100)
     parser.add_argument("--tries", type=int, default=4)
     parser.add_argument("--shrink-seconds", type=float, default=120)
+    parser.add_argument("--program-seconds", type=float, default=PROGRAM_SECONDS)
     parser.add_argument("--plant", type=int, default=0)
     parser.add_argument("--replay")
     parser.add_argument("--survey", action="store_true")

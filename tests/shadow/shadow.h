@@ -62,7 +62,7 @@ enum { IN_SEQUENCE = 1, IN_PARALLEL = 2, IN_BOTH = 3, BY_MAIN = 4, CAN_BE_RAW = 
         X(remap_shrink, 8, IN_BOTH | CAN_BE_RAW) X(remap_grow, 16, IN_BOTH | CAN_BE_RAW)                              \
         X(remap_away, 10, IN_BOTH | CAN_BE_RAW) X(remap_fixed, 14, IN_BOTH | CAN_BE_RAW)                              \
         X(remap_dontunmap, 8, IN_BOTH | CAN_BE_RAW) X(remap_roam, 6, IN_BOTH) X(protect, 30, IN_BOTH | CAN_BE_RAW)    \
-        X(lock, 5, IN_BOTH) X(unlock, 10, IN_BOTH) X(lock_all, 0, IN_SEQUENCE)                    \
+        X(lock, 5, IN_BOTH) X(unlock, 10, IN_BOTH) X(lock_all, 1, IN_SEQUENCE)                    \
         X(sync, 6, IN_BOTH) X(incore, 6, IN_BOTH) X(brk_by, 10, IN_SEQUENCE) X(brk_to, 4, IN_SEQUENCE)                \
         /* advice */                                                                                                  \
         X(dontneed, 60, IN_BOTH | CAN_BE_RAW | IN_RACE) X(free_lazily, 14, IN_BOTH | CAN_BE_RAW)                      \
