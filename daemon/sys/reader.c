@@ -19,6 +19,22 @@ static unsigned run_length(const uint64_t *pages, unsigned n_pages) {
         return n;
 }
 
+#define PAGEMAP_EXCLUSIVE (1ULL << 56) /* mapped once */
+
+/* Which of the pages only this process maps, a bit each. One that a fork shares a moment later is copied: a page of memory. */
+static uint64_t find_exclusive(const struct process *p, const uint64_t *pages, unsigned n_pages) {
+        uint64_t entries[READER_PAGES_MAX], found = 0;
+        for (unsigned i = 0; i < n_pages;) {
+                unsigned run = run_length(pages + i, n_pages - i);
+                size_t bytes = run * sizeof(entries[0]);
+                ssize_t n = pread(p->pagemap_fd, entries, bytes, (off_t) (pages[i] * sizeof(entries[0])));
+                for (unsigned k = 0; k < run && n == (ssize_t) bytes; k++)
+                        found |= (uint64_t) !!(entries[k] & PAGEMAP_EXCLUSIVE) << (i + k);
+                i += run;
+        }
+        return found;
+}
+
 /* A run a call; the kernel stops at the first page that it cannot read, so go on behind that one. */
 static void read_mem(const struct process *p, const uint64_t *pages, unsigned n_pages, uint8_t *buffer, bool *ok) {
         for (unsigned i = 0; i < n_pages;) {
@@ -66,12 +82,17 @@ void reader_read(struct process *p, bool fast, const uint64_t *pages, unsigned n
                  bool *ok) {
         assert(n_pages <= READER_PAGES_MAX);
         memset(ok, 0, n_pages * sizeof(*ok));
-        unsigned done = 0;
-        if (fast && !atomic_load_explicit(&p->fast_denied, memory_order_relaxed)) {
-                done = read_fast(p, pages, n_pages, buffer);
-                for (unsigned i = 0; i < done; i++)
-                        ok[i] = true;
+        fast = fast && !atomic_load_explicit(&p->fast_denied, memory_order_relaxed);
+        uint64_t exclusive = fast ? find_exclusive(p, pages, n_pages) : 0;
+        for (unsigned i = 0, run; i < n_pages; i += run) {
+                bool alone = exclusive >> i & 1;
+                run = 1;
+                while (i + run < n_pages && (exclusive >> (i + run) & 1) == alone)
+                        run++;
+                unsigned done = alone ? read_fast(p, pages + i, run, buffer + i * KSM_PAGE_SIZE) : 0;
+                for (unsigned k = 0; k < done; k++)
+                        ok[i + k] = true;
+                if (done < run)
+                        read_mem(p, pages + i + done, run - done, buffer + (i + done) * KSM_PAGE_SIZE, ok + i + done);
         }
-        if (done < n_pages)
-                read_mem(p, pages + done, n_pages - done, buffer + done * KSM_PAGE_SIZE, ok + done);
 }

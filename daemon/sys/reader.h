@@ -6,6 +6,10 @@
  * user's rights afterwards. The mem fd is bound to the mm that the client consented to; a page in transition reads as EIO. What is
  * published goes through it, always.
  *
+ * process_vm_readv pins what it reads, and the kernel pins no page that a fork shares: it makes a private copy first. A
+ * daemon that read so would undo the sharing between a server and its workers. Such pages are read through the mem fd,
+ * which only looks.
+ *
  * Either can hang in the end (a page of a FUSE file, say): callers are worker threads and may be given up. */
 #pragma once
 

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -40,6 +41,13 @@ static struct process *self_process(void) {
         close_fd(pair[0]);
         close_fd(pair[1]);
         return p;
+}
+
+/* In a child: ends with the test at the latest. */
+static _Noreturn void wait_to_be_killed(void) {
+        (void) prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (;;)
+                (void) pause();
 }
 
 static uint8_t *map_pages(size_t n) {
@@ -83,6 +91,44 @@ static void test_read_fast(void **state) {
 
 static void test_read_through_mem(void **state) {
         read_with_hole(false);
+}
+
+static unsigned exclusive_pages(const struct process *p, const uint8_t *memory) {
+        uint64_t entries[PAGES];
+        unsigned n = 0;
+        off_t at = (off_t) ((uintptr_t) memory / KSM_PAGE_SIZE * sizeof(entries[0]));
+        assert_int_equal(pread(p->pagemap_fd, entries, sizeof(entries), at), sizeof(entries));
+        for (unsigned i = 0; i < PAGES; i++)
+                n += entries[i] >> 56 & 1;
+        return n;
+}
+
+/* What a fork shares stays shared when it is read; what the parent has written since is its own. */
+static void test_read_leaves_forks_alone(void **state) {
+        _cleanup_(process_unrefp) struct process *p = self_process();
+        static uint8_t buffer[READER_PAGES_MAX * KSM_PAGE_SIZE];
+        bool ok[PAGES];
+        uint64_t pages[PAGES];
+        uint8_t *memory = map_pages(PAGES);
+        pid_t pid = fork();
+        assert_true(pid >= 0);
+        if (pid == 0)
+                wait_to_be_killed();
+        for (unsigned i = 0; i < PAGES; i++) {
+                pages[i] = ((uintptr_t) memory >> KSM_PAGE_SHIFT) + i;
+                if (i % 9 == 2)
+                        memory[i * KSM_PAGE_SIZE] ^= 1;
+        }
+        unsigned own = exclusive_pages(p, memory);
+        assert_in_range(own, PAGES / 9, PAGES / 9 + 1);
+        reader_read(p, true, pages, PAGES, buffer, ok);
+        assert_memory_equal(buffer, memory, PAGES * KSM_PAGE_SIZE);
+        for (unsigned i = 0; i < PAGES; i++)
+                assert_true(ok[i]);
+        assert_int_equal(exclusive_pages(p, memory), own);
+        assert_int_equal(kill(pid, SIGKILL), 0);
+        assert_int_equal(waitpid(pid, NULL, 0), pid);
+        assert_int_equal(munmap(memory, PAGES * KSM_PAGE_SIZE), 0);
 }
 
 /* The fds are bound to the mm: after an exec nothing is read, by either way, even though the pid lives on. */
@@ -140,7 +186,8 @@ static void test_dead_reads_nothing(void **state) {
         pid_t pid = fork();
         assert_true(pid >= 0);
         if (pid == 0)
-                (void) pause();
+                wait_to_be_killed();
+        memory[0] ^= 1; /* a page that a fork shares is not read by pid */
         close_fd(p->mem_fd);
         p->mem_fd = open("/dev/full", O_WRONLY | O_CLOEXEC); /* reads nothing */
         reader_read(p, true, &page, 1, buffer, &ok);
@@ -262,6 +309,7 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_read_fast),
                 cmocka_unit_test(test_read_through_mem),
+                cmocka_unit_test(test_read_leaves_forks_alone),
                 cmocka_unit_test(test_exec_reads_nothing),
                 cmocka_unit_test(test_dead_reads_nothing),
                 cmocka_unit_test(test_consent),
