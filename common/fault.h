@@ -59,7 +59,7 @@ enum fault_action {
 #define FAULT_ANY_POINT 0xfffffffeU
 #define FAULT_ANY_CALL 0xffffffffU
 
-/* Known to tests/fault/page.py. An order is complete once `order` is written, the last of it. */
+/* Known to tests/fault/arena.py. An order is complete once `order` is written, the last of it. */
 struct fault_page {
         _Atomic uint32_t order;     /* id + 1, or one of the above */
         _Atomic uint32_t action;

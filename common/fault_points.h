@@ -26,6 +26,7 @@
         X(AGENT, link_stats, "AGENT_STATS sent")                                                                       \
         X(AGENT, link_asked, "a merge on demand was asked for; its caller waits")                                      \
         X(AGENT, link_told, "MERGE_DONE came, its caller was told")                                                    \
+        X(AGENT, report_sent, "a daemon that asked which segments our pages map was told of some")                     \
         X(AGENT, link_closed, "the connection is gone, segments are forgotten, callers told")                          \
         X(AGENT, request_taken, "a request of a program thread was taken, nothing done")                               \
         X(AGENT, range_noted, "a range is in the books, not tracked")                                                  \
@@ -81,6 +82,8 @@
         X(DAEMON, daemon_probed, "the kernel was examined, the userfaultfd device is open")                            \
         X(DAEMON, daemon_listening, "the socket is there, nobody accepts")                                             \
         X(DAEMON, daemon_sandboxed, "the system call filter is on, no worker runs")                                    \
+        X(DAEMON, segment_adopted, "a segment of an earlier daemon is in the books, its slots are not")                \
+        X(DAEMON, slots_adopted, "its slots are")                                                                      \
         X(DAEMON, daemon_ready, "all is made, the loop comes next")                                                    \
         X(DAEMON, reload_read, "the configuration was read again, nothing applied")                                    \
         X(DAEMON, reload_applied, "the new configuration holds; the service manager was not told")                     \
@@ -105,6 +108,7 @@
         X(DAEMON, pong_come, "PONG came")                                                                              \
         X(DAEMON, stats_come, "AGENT_STATS came")                                                                      \
         X(DAEMON, ranges_come, "ranges were added, removed or forgotten")                                              \
+        X(DAEMON, runs_come, "what an agent reported of its runs is in the books")                                     \
         X(DAEMON, merge_asked, "a merge on demand is with the core")                                                   \
         X(DAEMON, merge_told, "MERGE_DONE sent")                                                                       \
         X(DAEMON, admin_asked, "an administrator's merge or unmerge is with the core")                                 \
@@ -118,6 +122,7 @@
         X(DAEMON, read_known, "the core knows")                                                                        \
         X(DAEMON, segment_made, "a segment's memory was made, not sealed against writing")                             \
         X(DAEMON, segment_opened, "it is sealed but for our mapping, the fd for clients is open")                      \
+        X(DAEMON, segment_kept, "the service manager holds its fd too; the books do not know it")                      \
         X(DAEMON, publish_written, "worker: slots are written and hashed, not yet live")                               \
         X(DAEMON, publish_live, "the core knows them")                                                                 \
         X(DAEMON, segment_unmapped, "worker: our mapping of a full segment is gone, the last seal missing")            \
@@ -128,7 +133,7 @@
         X(DAEMON, applied_known, "the core knows")                                                                     \
         X(DAEMON, segment_dropped, "clients were told to forget a segment; it is held still")                          \
         X(DAEMON, segment_freed, "worker: its memory was let go")                                                      \
-        /* Calls that can be made to fail: the agent's through lib/sys.h, the daemon's by tests/support/exhaust.c. */  \
+        /* Calls that can be made to fail: the agent's through lib/sys.h, the daemon's by tests/fault/exhaust.c. */    \
         X(CALL, sys_mmap, "agent")                                                                                     \
         X(CALL, sys_munmap, "agent")                                                                                   \
         X(CALL, sys_mprotect, "agent")                                                                                 \
@@ -159,6 +164,5 @@
         X(CALL, sendmsg, "daemon")                                                                                     \
         X(CALL, recvmsg, "daemon")                                                                                     \
         X(CALL, accept, "daemon")                                                                                      \
-        X(CALL, socket, "daemon: socket, eventfd, epoll_create1, pidfd_open")                                          \
-        X(CALL, epoll_ctl, "daemon")                                                                                   \
+        X(CALL, socket, "daemon: socket, socketpair, eventfd, epoll_create1")                                          \
         X(CALL, pthread_create, "daemon")

@@ -391,6 +391,7 @@ static void on_runs(struct client *c, const struct frame *f) {
                 if (s && s->domain == c->domain) /* I4 */
                         (void) core_run_adopt(c->manager->core, c->id, e[i].page, e[i].n_pages, s->id, e[i].slot);
         }
+        fault_point(FAULT_runs_come);
 }
 
 static void on_merge_request(struct client *c, const struct msg_merge_request *body) {

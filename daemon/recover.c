@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "common/fault.h"
 #include "common/log.h"
 #include "daemon/manager.h"
 #include "daemon/notify.h"
@@ -47,8 +48,11 @@ static int adopt_file(struct manager *m, struct segment_file *file, const char *
         r = core_segment_adopt(m->core, domain_id, file->n_slots, &segment);
         if (r == 0)
                 r = store_segment_adopt(&m->store, segment, domain, file);
-        if (r == 0)
+        if (r == 0) {
+                fault_point(FAULT_segment_adopted);
                 *n_slots += adopt_slots(m->core, file, domain, segment, buffer);
+                fault_point(FAULT_slots_adopted);
+        }
         store_domain_unref(domain);
         return r;
 }

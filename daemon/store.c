@@ -97,6 +97,8 @@ int store_segment_open(struct store *s, uint32_t id, struct store_domain *domain
         if (r < 0)
                 return r;
         bool is_kept = file->has_label && notify_keep_fd(file->client_fd, file->inode);
+        if (is_kept)
+                fault_point(FAULT_segment_kept);
         r = add_segment(s, id, domain, file, is_kept);
         if (r < 0) {
                 if (is_kept)

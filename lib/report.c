@@ -77,6 +77,8 @@ void report_step(struct agent *a, uint64_t now) {
                 const struct msg_runs body = { 0 };
                 if (g.n && !link_send(a, MSG_RUNS, &body, g.x, g.n))
                         return; /* the connection is gone, and with it the question */
+                if (g.n)
+                        fault_point(FAULT_report_sent);
                 a->reporting = more;
                 agent_drain(a);
         }
