@@ -19,25 +19,28 @@ class Child:
     """A forked process with the few methods of Popen that a Daemon needs."""
 
     def __init__(self, pid):
-        self.pid, self.status = pid, None
+        self.pid, self.returncode = pid, None
 
     def poll(self):
-        if self.status is None:
+        if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
-                self.status = os.waitstatus_to_exitcode(status)
-        return self.status
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
 
     def send_signal(self, number):
         os.kill(self.pid, number)
 
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
     def wait(self, seconds=20):
         until(lambda: self.poll() is not None, seconds, "the daemon ends")
-        return self.status
+        return self.returncode
 
 
 class Supervisor(Daemon):
-    def __init__(self, *options, kind=socket.SOCK_SEQPACKET, store_max=4096):
+    def __init__(self, *options, kind=socket.SOCK_SEQPACKET, store_max=4096, environment=None):
         directory = tempfile.mkdtemp(prefix="userksm-test-")
         self.listener = socket.socket(socket.AF_UNIX, kind)
         self.listener.bind(directory + "/sock")
@@ -46,6 +49,7 @@ class Supervisor(Daemon):
         self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.notify.bind(self.notify_path)
         self.store_max = store_max
+        self.environment = environment or {}
         self.store = {}  # inode -> (name, fd)
         self.messages = []  # (time, line)
         self.hearing = threading.Lock()
@@ -120,7 +124,7 @@ class Supervisor(Daemon):
                 os.close(fd)
             os.closerange(FIRST_FD + len(passed), 4096)
             daemon = str(BUILD / "daemon/userksmd")
-            environment = {**os.environ, "LISTEN_FDS": str(len(passed)), "LISTEN_PID": str(os.getpid()),
+            environment = {**os.environ, **self.environment, "LISTEN_FDS": str(len(passed)), "LISTEN_PID": str(os.getpid()),
                            "LISTEN_FDNAMES": ":".join(name for name, _ in passed),
                            "NOTIFY_SOCKET": self.notify_path, "WATCHDOG_USEC": str(WATCHDOG_USEC),
                            "WATCHDOG_PID": str(os.getpid())}
@@ -142,9 +146,13 @@ class Supervisor(Daemon):
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
-        self.is_leaving = True
         if exc[0]:
             print("--- daemon log ---", self.said()[-4000:], sep="\n")
+        self.close()
+
+    def close(self):
+        """Keeps nothing any more."""
+        self.is_leaving = True
         with self.hearing:
             for _, fd in self.store.values():
                 os.close(fd)
