@@ -489,7 +489,8 @@ static void *direct_reader(void *path) {
         bool have_ring = io_uring_queue_init(4, &ring, 0) == 0;
         for (unsigned n = 0; fd >= 0 && !atomic_load(&fire->stop); n++) {
                 x ^= x << 13, x ^= x >> 7, x ^= x << 17;
-                unsigned i = (unsigned) (x >> 8) % PAGES, slot = (unsigned) (x >> 14) % (2 * CONTENTS);
+                /* Half of the reads leave a page as it was, or soon nothing would be left that merges. */
+                unsigned i = (unsigned) (x >> 8) % PAGES, slot = x & 2 ? i % CONTENTS : (unsigned) (x >> 14) % (2 * CONTENTS);
                 uint8_t *page = page_at(fire->block[(x >> 20) % FIRE_BLOCKS], i);
                 struct iovec v = { page, KSM_PAGE_SIZE };
                 long r;
