@@ -67,11 +67,11 @@ uint8_t *block_new(void) {
 }
 
 /* The pages of the block that wait to be asked again, as extents. */
-static uint32_t busy_extents(const struct extent_element *asked, const uint8_t *status, struct extent_element *busy) {
+static uint32_t busy_extents(const struct extent_element *asked, bool broken, const uint8_t *status, struct extent_element *busy) {
         uint32_t n = 0;
         for (uint32_t k = 0; k < asked->n_pages; k++) {
                 uint8_t s = status[(asked->page + k) % BLOCK_PAGES];
-                if (s != APPLY_BUSY && s != APPLY_LATER)
+                if (s != APPLY_BUSY && s != APPLY_LATER && !(broken && s == APPLY_PINNED_OR_FORKED))
                         continue;
                 busy[n++] = (struct extent_element) { .page = asked->page + k, .n_pages = 1, .segment = asked->segment,
                                                       .slot = asked->segment ? asked->slot + k : 0 };
@@ -80,16 +80,19 @@ static uint32_t busy_extents(const struct extent_element *asked, const uint8_t *
 }
 
 /* As the daemon does, asks again for what is busy: a transition that is preempted for too long gives pages back, and a witness that is
- * not asked for a while goes. When the next one may come is as the test has set it. */
+ * not asked for a while goes. When the next one may come is as the test has set it. A move that the watchdog has ended is made again,
+ * too: an emulated processor that others hold up for 5 ms is reason enough. */
 static uint32_t ask(uint32_t kind, const struct extent_element *x, uint8_t *status) {
-        uint64_t next_usec = A.witness.next_usec;
+        uint64_t next_usec = A.witness.next_usec, broken = A.watch.broken;
         uint32_t longest = transition_apply(&A, kind, x, 1, status), n;
         struct extent_element busy[BLOCK_PAGES];
-        for (unsigned tries = 0; tries < BUSY_TRIES && (n = busy_extents(x, status, busy)); tries++) {
+        for (unsigned tries = 0;
+             tries < BUSY_TRIES && (n = busy_extents(x, tries < BROKEN_TRIES && A.watch.broken != broken, status, busy)); tries++) {
                 uint8_t again[BLOCK_PAGES];
                 agent_drain(&A);
                 sys_yield();
                 A.witness.next_usec = next_usec;
+                broken = A.watch.broken;
                 longest = MAX(longest, transition_apply(&A, kind, busy, n, again));
                 for (unsigned i = 0; i < BLOCK_PAGES; i++)
                         if (again[i] != APPLY_NOT_ASKED)
@@ -98,9 +101,18 @@ static uint32_t ask(uint32_t kind, const struct extent_element *x, uint8_t *stat
         return longest;
 }
 
+static struct extent_element extent(uint32_t kind, const uint8_t *block, unsigned at, unsigned n, unsigned slot) {
+        return (struct extent_element) { .page = ((uint64_t) block >> KSM_PAGE_SHIFT) + at, .n_pages = n,
+                                         .segment = kind == APPLY_MERGE, .slot = kind == APPLY_MERGE ? slot : 0 };
+}
+
+uint32_t apply_once(uint32_t kind, const uint8_t *block, unsigned at, unsigned n, unsigned slot, uint8_t *status) {
+        struct extent_element x = extent(kind, block, at, n, slot);
+        return transition_apply(&A, kind, &x, 1, status);
+}
+
 uint32_t apply(uint32_t kind, const uint8_t *block, unsigned at, unsigned n, unsigned slot, uint8_t *status) {
-        struct extent_element x = { .page = ((uint64_t) block >> KSM_PAGE_SHIFT) + at, .n_pages = n,
-                                    .segment = kind == APPLY_MERGE, .slot = kind == APPLY_MERGE ? slot : 0 };
+        struct extent_element x = extent(kind, block, at, n, slot);
         return ask(kind, &x, status);
 }
 

@@ -14,6 +14,7 @@
 #define CONTENTS 8 /* page contents: 0 is all zeros */
 #define SEGMENT_SLOTS 512
 #define SHIFT 3
+#define BROKEN_TRIES 20U /* a move that does not end by itself, never does */
 #define BUSY_TRIES 200U /* more than any load needs; few enough for a test that wants the answer BUSY */
 
 extern struct agent A;
@@ -22,6 +23,8 @@ int rig_setup(void **state);
 void fill(uint8_t *page, unsigned content);
 /* A registered block of 64 pages, untouched. */
 uint8_t *block_new(void);
+/* Writers go on: the round that comes next asks again anyway. */
+uint32_t apply_once(uint32_t kind, const uint8_t *block, unsigned at, unsigned n, unsigned slot, uint8_t *status);
 /* Ask again, up to BUSY_TRIES times, for the pages that are busy or wait for a witness. */
 uint32_t apply(uint32_t kind, const uint8_t *block, unsigned at, unsigned n, unsigned slot, uint8_t *status);
 /* Merges one page; its status. */
