@@ -6,6 +6,10 @@
 
 #include "daemon/sys/clock.h"
 
+void notify_starting(uint64_t usec) {
+        (void) sd_notifyf(0, "EXTEND_TIMEOUT_USEC=%" PRIu64, usec);
+}
+
 void notify_ready(void) {
         (void) sd_notify(0, "READY=1\nSTATUS=Merging");
 }

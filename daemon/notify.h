@@ -1,5 +1,5 @@
-/* What the service manager hears (sd_notify; nothing without $NOTIFY_SOCKET): READY, RELOADING, STOPPING, WATCHDOG, and which fds it
- * is to keep for a later daemon (systemd's "fd store", FileDescriptorStoreMax=). */
+/* What the service manager hears (sd_notify; nothing without $NOTIFY_SOCKET): EXTEND_TIMEOUT, READY, RELOADING, STOPPING, WATCHDOG, and
+ * which fds it is to keep for a later daemon (systemd's "fd store", FileDescriptorStoreMax=). */
 #pragma once
 
 #include <stdbool.h>
@@ -8,6 +8,8 @@
 /* Names of kept segments: this and their inode number. */
 #define NOTIFY_SEGMENT_PREFIX "segment-"
 
+/* The start goes on, and shall not be given up before `usec` from now. */
+void notify_starting(uint64_t usec);
 void notify_ready(void);
 void notify_reloading(void);
 void notify_stopping(void);

@@ -13,6 +13,9 @@
 #include "daemon/sys/clock.h"
 
 #define READ_SLOTS 64U /* stays in the processor's second level cache between reading and hashing */
+/* A full store of the largest segments, 64 GiB, takes half a minute where memory is fast, and the manager ends a start after 90 s. So
+ * it is told at each segment: 16 MiB that take longer than this are no progress. */
+#define SEGMENT_TIMEOUT_USEC (30 * USEC_PER_SEC)
 
 /* Returns how many slots hold something; the rest of the segment is lost, as is what there is no memory for. */
 static uint64_t adopt_slots(struct core *core, const struct segment_file *file, const struct store_domain *domain, uint32_t segment,
@@ -82,6 +85,7 @@ void recover_segments(struct manager *m, struct passed *p) {
         uint8_t *buffer = malloc(READ_SLOTS * KSM_PAGE_SIZE);
         for (unsigned i = 0; i < p->n_segments && buffer; i++) {
                 struct stat st;
+                notify_starting(SEGMENT_TIMEOUT_USEC);
                 if (recover(m, p->segment_fds[i], buffer, &n_slots) == 0) {
                         p->segment_fds[i] = -1;
                         n++;

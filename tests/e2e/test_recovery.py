@@ -78,11 +78,14 @@ def crashes_cost_nothing():
             assert private_kib(victims) <= held + NOISE_KIB, f"crash {i}: the processes grew from {held} to {private_kib(victims)} KiB"
             d.heard_all()
             store = store_kib(d)
-            n = len(d.times("READY=1"))
+            n, heard = len(d.times("READY=1")), len(d.messages)
             d.start()
             d.wait_for("READY=1", n + 1)
             s = has(d, f"books are back after crash {i}", pages_shared=PAGES, pages_sharing=2 * PAGES)
             assert s["segments_adopted"] == len(d.store) and s["pages_adopted"] == 3 * PAGES, s
+            d.heard_all()
+            said = [m.split("=")[0] for _, m in d.messages[heard:] if m.startswith(("EXTEND_TIMEOUT_USEC=", "READY="))]
+            assert said == ["EXTEND_TIMEOUT_USEC"] * len(d.store) + ["READY"], f"while it took over it said {said}"
             assert private_kib(victims) <= held + NOISE_KIB, f"crash {i}: the processes grew from {held} to {private_kib(victims)} KiB"
             assert store_kib(d) == store, f"crash {i}: {store_kib(d)} KiB of segments, before it {store}"
         assert [frames(v, "m", PAGES) for v in victims] == before, "a page moved"
@@ -213,8 +216,9 @@ def strangers_are_refused():
         assert s["segments_adopted"] == 1 and s["segments"] == 1, f"{s['segments_adopted']} were taken over: {d.said()}"
         assert d.said().count("not taken over") == len(wrong), d.said()
         assert "stranger" in d.said()
-        assert sum(os.readlink(f"/proc/{d.process.pid}/fd/{fd}").startswith("/memfd:userksm")
-                   for fd in os.listdir(f"/proc/{d.process.pid}/fd")) == 1, "it holds what it refused"
+        held = [os.readlink(f"/proc/{d.process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{d.process.pid}/fd")]
+        assert sum(path.startswith("/memfd:userksm") for path in held) == 1, f"it holds what it refused: {held}"
+        assert f"pipe:[{os.fstat(pipe[1]).st_ino}]" not in held, f"it holds what nobody knows: {held}"
         victims = victims_of(d, 2)
         has(d, "others merge", pages_sharing=PAGES)
         for v in victims:

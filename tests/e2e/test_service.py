@@ -84,6 +84,16 @@ def wrong_socket_is_refused():
         assert "SEQPACKET" in s.said(), f"it did not say why: {s.said()}"
 
 
+def second_socket_is_refused():
+    with Supervisor() as s, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as second:
+        second.bind(s.directory + "/second")
+        second.listen()
+        s.start(extra=[("second", second.fileno())])
+        status = s.process.wait()
+        assert status not in (0, EXEC_FAILED), status
+        assert "exactly one socket" in s.said(), f"it did not say why: {s.said()}"
+
+
 HOLDER = r"""
 import os, random, sys
 data = random.Random(1).randbytes(8 << 20)
@@ -135,4 +145,4 @@ def needs_no_privilege():
             daemon.wait(20)
 
 
-run(life_of_a_service, hung_loop_is_noticed, wrong_socket_is_refused, needs_no_privilege)
+run(life_of_a_service, hung_loop_is_noticed, wrong_socket_is_refused, second_socket_is_refused, needs_no_privilege)

@@ -68,6 +68,28 @@ DAEMON_FAULTS = [
         ("store-keeps-dropped", "the service manager keeps segments that are gone", "store.c", "                if (segment->is_kept)\n                        notify_forget_fd(segment->segment->inode);\n", ""),
         ("store-keeps-refused", "the service manager keeps what is not taken over", "recover.c", "                        notify_forget_fd(st.st_ino);", "                        ;"),
         ("label-writable", "the label stays writable", "sys/segment.c", "        (void) munmap(label, KSM_PAGE_SIZE);\n", "        ;\n"),
+        ("takes-one-only", "of all segments that were passed one is taken over", "passed.c", "p->segment_fds[p->n_segments++] = fd;", "p->segment_fds[p->n_segments++ % 2] = fd;"),
+        ("taken-over-closed", "descriptors that were taken over are closed", "recover.c", "                        p->segment_fds[i] = -1;\n", ""),
+        ("refused-held", "descriptors that were refused stay open", "passed.c", "                close_fd(p->segment_fds[i]);\n", "                ;\n"),
+        ("unknown-held", "descriptors that nobody knows stay open", "passed.c", "fd, name);\n                close_fd(fd);\n", "fd, name);\n"),
+        ("store-keeps-taken-over", "the service manager keeps segments that were taken over and are gone", "store.c", "return add_segment(s, id, domain, file, true);", "return add_segment(s, id, domain, file, false);"),
+    )] + [
+
+    # -- what the service manager hears (notify.c) ----------------------------------------------------------------------------------
+    ] + [Fault(name, "I6, 7", text, f"daemon/{file}", old, new, ("service", "recovery")) for name, text, file, old, new in (
+        ("never-ready", "it does not say that it is ready", "notify.c", "READY=1\\nSTATUS=Merging", "STATUS=Merging"),
+        ("start-given-up", "a start that takes over much is given up", "recover.c", "                notify_starting(SEGMENT_TIMEOUT_USEC);\n", ""),
+        ("ready-too-early", "it is ready before it has taken over", "manager.c", "        if (r == 0)\n                recover_segments(m, &passed);", "        if (r == 0)\n                notify_ready(), recover_segments(m, &passed);"),
+        ("reload-unsaid", "a reload is not announced", "manager.c", "        notify_reloading();\n", ""),
+        ("stop-unsaid", "stopping is not announced", "manager.c", "        notify_stopping();\n", ""),
+        ("no-sign-of-life", "the watchdog hears nothing", "manager.c", "        notify_watchdog();\n", ""),
+        ("signs-of-life-late", "signs of life come after the watchdog's timeout", "notify.c", "usec / 2 / USEC_PER_MSEC", "usec * 2 / USEC_PER_MSEC"),
+        ("segments-not-kept", "segments are not given to the manager", "store.c", "file->has_label && notify_keep_fd(", "!file->has_label && notify_keep_fd("),
+        ("kept-without-name", "stored descriptors have no name by which the next daemon knows them", "notify.c", "\"FDSTORE=1\\nFDNAME=\" NOTIFY_SEGMENT_PREFIX \"%\" PRIu64, inode);\n        return", "\"FDSTORE=1\\nX_NAME=\" NOTIFY_SEGMENT_PREFIX \"%\" PRIu64, inode);\n        return"),
+        ("kept-writable", "the manager keeps a descriptor by which the segment can be written", "store.c", "notify_keep_fd(file->client_fd,", "notify_keep_fd(file->fd,"),
+        ("forgets-others", "the manager is told to forget another segment", "notify.c", "\"FDSTOREREMOVE=1\\nFDNAME=\" NOTIFY_SEGMENT_PREFIX \"%\" PRIu64, inode);", "\"FDSTOREREMOVE=1\\nFDNAME=\" NOTIFY_SEGMENT_PREFIX \"%\" PRIu64, inode + 1);"),
+        ("listens-on-anything", "a socket of another kind is listened on", "passed.c", "sd_is_socket_unix(fd, SOCK_SEQPACKET, 1, NULL, 0) > 0)", "sd_is_socket_unix(fd, 0, 1, NULL, 0) > 0)"),
+        ("two-sockets", "of two sockets one is not served", "passed.c", "} else if (p->listen_fd < 0 && sd_is_socket_unix", "} else if (sd_is_socket_unix"),
     )] + [
 
     # -- who may come in ---------------------------------------------------------------------------------------------------------
