@@ -352,9 +352,11 @@ static void answer_apply(struct world *w, const struct core_apply *a) {
         struct sim_process *p = process_of(w, a->client);
         uint8_t status[64] = {};
         uint64_t block = a->extents[0].page >> BLOCK_SHIFT, last = 0;
+        const struct core_apply *outer = w->under_way;
 
         w->n_applies++;
         MUST(a->n_extents >= 1 && a->n_extents <= 64);
+        MUST(!outer || outer->client != a->client || outer->extents[0].page >> BLOCK_SHIFT != block);
         if (!p->is_alive || (w->fail_permille && world_random(w, 3000) < w->fail_permille)) {
                 MUST(core_apply_done(w->core, a->op, w->now_usec, NULL, -ECONNRESET) == 0);
                 return;
@@ -368,7 +370,9 @@ static void answer_apply(struct world *w, const struct core_apply *a) {
                 for (uint64_t page = e->page; page < last; page++)
                         status[page & 63] = (uint8_t) apply_page(w, p, a, e, page);
         }
+        w->under_way = a;
         meanwhile(w, MEANWHILE_APPLIED);
+        w->under_way = outer;
         while (core_apply_done(w->core, a->op, w->now_usec, status, 0) == -EAGAIN)
                 (void) core_tick(w->core, w->now_usec);
 }

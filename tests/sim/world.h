@@ -64,6 +64,7 @@ struct world {
         /* Called once, when something of that kind has been done and the core has not been told yet. */
         void (*meanwhile)(struct world *w);
         enum { MEANWHILE_READ, MEANWHILE_PUBLISHED, MEANWHILE_APPLIED } meanwhile_of;
+        const struct core_apply *under_way; /* the transition that the core has not been told of, during meanwhile */
         unsigned fail_permille;  /* reads, publishes and applies that fail at random */
         uint64_t n_relocated;    /* merges of pages that lay in a file mapping */
 };

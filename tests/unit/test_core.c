@@ -246,6 +246,31 @@ static void test_unregistered_while_merging(void **state) {
         finish(w);
 }
 
+static void unmerge_both(struct world *w) {
+        for (uint32_t i = 0; i < 2; i++)
+                assert_int_equal(core_unmerge(w->core, w->processes[i].client, 0, 0, i, w->now_usec), 0);
+        world_pump(w);
+}
+
+/* A block in transition is asked to be restored: that waits for the answer (the world sees to it). */
+static void test_one_transition_a_block(void **state) {
+        struct world *w = start(2, 64);
+
+        for (uint32_t i = 0; i < 2; i++)
+                fill(w, i, 0, 32, 1);
+        world_run(w, 20 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, 32);
+        for (uint32_t i = 0; i < 2; i++)
+                fill(w, i, 32, 32, 100);
+        w->meanwhile = unmerge_both;
+        w->meanwhile_of = MEANWHILE_APPLIED;
+        world_run(w, 20 * SECOND);
+        assert_null(w->meanwhile);
+        assert_int_equal(w->n_events, 2);
+        assert_int_equal(world_merged(w, 0) + world_merged(w, 1), 0);
+        finish(w);
+}
+
 static unsigned reads_until_stop;
 
 static void stop_merging(struct world *w) {
@@ -636,6 +661,10 @@ static void test_segment_bound(void **state) {
         world_run(w, 20 * SECOND);
         assert_in_range(world_counters(w).pages_shared, 128, 204); /* a tenth of what is registered */
         assert_true(world_counters(w).failed_budget > 0);
+        /* Nothing is to be had from cleaning where all is shared. */
+        world_run(w, 100 * SECOND);
+        assert_int_equal(w->n_dropped, 0);
+        assert_int_equal(w->n_relocated, 0);
         finish(w);
 }
 
@@ -834,6 +863,7 @@ int main(void) {
                 cmocka_unit_test(test_dup_not_needed),
                 cmocka_unit_test(test_not_sealed_while_written),
                 cmocka_unit_test(test_unregistered_while_merging),
+                cmocka_unit_test(test_one_transition_a_block),
                 cmocka_unit_test(test_stopped_before_publish),
                 cmocka_unit_test(test_unmerged_before_merge),
                 cmocka_unit_test(test_full_segments_are_sealed),
