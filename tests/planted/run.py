@@ -85,7 +85,7 @@ class Tree:
 
     def build(self, *targets):
         """None, or what the compiler says."""
-        result = subprocess.run(["ninja", "-C", self.build_directory, *targets], capture_output=True, text=True)
+        result = subprocess.run(["ninja", "-j2", "-C", self.build_directory, *targets], capture_output=True, text=True)
         return None if result.returncode == 0 else result.stdout[-1500:]
 
     def program(self, test):

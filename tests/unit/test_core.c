@@ -625,6 +625,46 @@ static void test_answers_after_exit(void **state) {
         finish(w);
 }
 
+/* Places in the books are given again; an id that was given for one names nobody then. */
+static void test_ids_of_the_gone(void **state) {
+        struct world *w = start(1, 64);
+        const struct core_client_config config = {};
+        uint32_t old_domain = w->processes[0].domain, old_client = w->processes[0].client, domain, client;
+        struct core_client_counters counters;
+
+        world_exit(w, 0);
+        (void) core_tick(w->core, w->now_usec);
+        assert_int_equal(world_counters(w).domains, 0);
+        assert_int_equal(core_domain(w->core, "b", 1, &domain), 0);
+        assert_int_not_equal(core_client_add(w->core, old_domain, &config, &client), 0);
+        assert_int_equal(core_client_add(w->core, domain, &config, &client), 0);
+        assert_int_equal(client & 0xffff, old_client & 0xffff); /* the same place */
+        assert_int_not_equal(core_client_counters(w->core, old_client, &counters), 0);
+        assert_int_not_equal(core_range_add(w->core, old_client, 0, 64), 0);
+        core_client_gone(w->core, old_client);
+        assert_int_equal(core_client_counters(w->core, client, &counters), 0);
+        core_client_gone(w->core, client);
+        finish(w);
+}
+
+/* Who does not answer is not asked, whatever others find equal in it. */
+static void test_parked_is_not_asked(void **state) {
+        struct world *w = start(2, 64);
+
+        fill(w, 0, 0, 64, 1);
+        world_run(w, 5 * SECOND);
+        assert_int_equal(world_counters(w).pages_unshared, 64);
+        core_client_park(w->core, w->processes[0].client, true);
+        fill(w, 1, 0, 64, 1);
+        world_run(w, 20 * SECOND);
+        assert_int_equal(world_merged(w, 0), 0);
+        assert_int_equal(world_merged(w, 1), 64);
+        core_client_park(w->core, w->processes[0].client, false);
+        world_run(w, 20 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, 64);
+        finish(w);
+}
+
 /* Rewriting and merging again for long: dead slots do not pile up, nor do books. */
 static void test_churn_levels_off(void **state) {
         struct world *w = start(2, 2048);
@@ -653,16 +693,17 @@ static void test_churn_levels_off(void **state) {
 
 /* Shared bytes of a domain stay within a share of what it registered. */
 static void test_segment_bound(void **state) {
-        struct world *w = start(2, 1024);
+        enum { PAGES = 8192, MOST = 2 * PAGES / 10 };
+        struct world *w = start(2, PAGES);
 
         assert_int_equal(core_tunable_set(w->core, TUNABLE_segment_share_permille, 100, w->now_usec), 0);
-        fill(w, 0, 0, 1024, 1);
-        fill(w, 1, 0, 1024, 1);
+        fill(w, 0, 0, PAGES, 1);
+        fill(w, 1, 0, PAGES, 1);
         world_run(w, 20 * SECOND);
-        assert_in_range(world_counters(w).pages_shared, 128, 204); /* a tenth of what is registered */
+        assert_in_range(world_counters(w).pages_shared, MOST / 2, MOST);
         assert_true(world_counters(w).failed_budget > 0);
         /* Nothing is to be had from cleaning where all is shared. */
-        world_run(w, 100 * SECOND);
+        world_run(w, 20 * SECOND);
         assert_int_equal(w->n_dropped, 0);
         assert_int_equal(w->n_relocated, 0);
         finish(w);
@@ -882,6 +923,8 @@ int main(void) {
                 cmocka_unit_test(test_vanished_pages),
                 cmocka_unit_test(test_scan_that_failed),
                 cmocka_unit_test(test_answers_after_exit),
+                cmocka_unit_test(test_ids_of_the_gone),
+                cmocka_unit_test(test_parked_is_not_asked),
                 cmocka_unit_test(test_churn_levels_off),
                 cmocka_unit_test(test_segment_bound),
                 cmocka_unit_test(test_vma_limit_of_the_kernel),
