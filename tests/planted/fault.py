@@ -25,3 +25,6 @@ class Fault:
     old: str
     new: str
     tests: tuple
+
+    def __post_init__(self):
+        assert isinstance(self.tests, tuple), self.name

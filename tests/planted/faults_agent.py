@@ -312,8 +312,6 @@ AGENT_FAULTS = [
          "        enter();\n        f(p);\n        leave();", "        f(p);", ("shim-raw", "shim-fork") + SHIM),
         ("trim-unlocked", "malloc_trim does not take the mapping lock", "alloc.c",
          "        enter();\n        int r = f(pad);\n        leave();", "        int r = f(pad);", ("shim-raw",) + SHIM),
-        ("realloc-header-unrestored", "the page of libc's header is merged while the block is remapped", "alloc.c",
-         "        span.start = page_floor((uint64_t) p - 1);\n", "", SHIM),
         ("mprotect-unlocked", "mprotect does not take the mapping lock", "mapping.c",
          "        enter();\n        int r = REAL(mprotect)(addr, length, prot);\n        leave();", "        int r = REAL(mprotect)(addr, length, prot);", SHIM),
         ("remap-unnoted", "the agent is not told of what mremap moved", "remap.c",
