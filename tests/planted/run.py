@@ -37,9 +37,9 @@ RESULTS = WORK / "results"
 TEST_SECONDS = 100
 
 
-def replaced(fault):
+def replaced(fault, source=ROOT):
     """The file's text with the fault in it."""
-    text = (ROOT / fault.file).read_text()
+    text = (source / fault.file).read_text()
     found = text.count(fault.old)
     if found != 1:
         raise LookupError(f"{fault.name}: {found} places in {fault.file} fit, not one: the code has changed, look at it anew")
@@ -135,8 +135,8 @@ class Tree:
         target = self.source / fault.file
         original = target.read_text()
         try:
-            target.write_text(replaced(fault))
-        except LookupError as e:  # somebody works on the source while this runs
+            target.write_text(replaced(fault, self.source))
+        except LookupError as e:  # the source has changed since it was copied
             return None, str(e)
         try:
             for test in fault.tests:
