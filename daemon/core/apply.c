@@ -315,7 +315,7 @@ struct answer {
         struct client *cl;
         uint32_t block;
         uint64_t now_usec;
-        bool was_busy, was_budget, was_later;
+        bool is_restore, was_busy, was_budget, was_later;
         uint64_t n_done, n_left, n_busy;
 };
 
@@ -402,6 +402,8 @@ static void answer_restore(struct answer *a, unsigned i, enum core_apply_status 
         if (status == CORE_BUSY) {
                 a->was_busy = true;
                 a->n_busy++;
+        } else if (status == CORE_LATER && !(b->flags & BLOCK_UNMERGE)) { /* an unmerge has an end: it leaves them */
+                a->was_later = true;
         } else if (status == CORE_OK || status == CORE_VMA_GONE) {
                 c->counters.unshares += was_merged;
                 a->n_done += status == CORE_OK;
@@ -442,7 +444,7 @@ static void end_of_restore(struct answer *a, bool is_again, bool was_asked) {
         uint64_t left = is_again ? 0 : a->n_left + a->n_busy;
         bool is_end = left > 0 && was_asked;
 
-        if (is_again)
+        if (is_again || a->was_later)
                 b->flags |= BLOCK_RAGGED; /* if that is why */
         if (left > 0)
                 restore_refused(a->c, a->block, a->now_usec);
@@ -457,8 +459,9 @@ static void block_answered(struct answer *a) {
         struct block *b = block_at(c, a->block);
 
         b->flags &= (uint16_t) ~BLOCK_BUSY;
-        /* Hashed ones may have been due while it was busy. */
-        if (a->was_later && !(b->flags & (BLOCK_RESTORE | BLOCK_RAGGED))) {
+        /* What the answer was not about, and needs no certificate, does not wait for it. Hashed ones may have been due while it was
+         * busy. */
+        if (a->was_later && !(b->flags & BLOCK_UNMERGE) && (a->is_restore || !(b->flags & (BLOCK_RESTORE | BLOCK_RAGGED)))) {
                 later_add(c, a->cl, a->block, a->now_usec);
         } else if (b->flags & (BLOCK_RESTORE | BLOCK_RAGGED) || has_state(b, PAGE_MATCHED) || has_state(b, PAGE_ZEROABLE) ||
             has_state(b, PAGE_HASHED)) {
@@ -479,8 +482,8 @@ static bool is_being_forgotten(const struct client *cl, const struct block *b) {
 int core_apply_done(struct core *c, uint64_t id, uint64_t now_usec, const uint8_t status[64], int error) {
         struct op *op = op_get(c, id, OP_APPLY);
         struct client *cl = op ? op_client(c, op) : NULL;
-        struct answer a = { .c = c, .cl = cl, .now_usec = now_usec };
-        bool is_restore = op && op->apply_kind == CORE_APPLY_RESTORE, is_again;
+        struct answer a = { .c = c, .cl = cl, .now_usec = now_usec, .is_restore = op && op->apply_kind == CORE_APPLY_RESTORE };
+        bool is_again;
 
         if (!cl) {
                 if (op)
@@ -497,21 +500,21 @@ int core_apply_done(struct core *c, uint64_t id, uint64_t now_usec, const uint8_
                 /* What never reached the agent is tried again like what came at a bad time. */
                 enum core_apply_status s = error < 0 ? CORE_BUSY : status[i];
 
-                if (is_restore)
+                if (a.is_restore)
                         answer_restore(&a, i, s);
                 else
                         answer_merge(&a, i, s);
         }
         if (client_merging_now(cl))
                 cl->requests->event.pages += a.n_done;
-        if (!a.was_later && a.n_done > 0 && !is_restore)
+        if (!a.was_later && a.n_done > 0)
                 later_release(c, cl);
         is_again = client_busy(&a);
         if (a.was_budget)
                 client_budget_hit(c, cl, now_usec);
-        else if (a.n_done > 0 && !is_restore)
+        else if (a.n_done > 0 && !a.is_restore)
                 cl->budget_tries = 0;
-        if (is_restore)
+        if (a.is_restore)
                 end_of_restore(&a, is_again, op->is_request);
         op_free(c, op);
         block_answered(&a);

@@ -250,6 +250,7 @@ struct client {
         unsigned budget_tries, busy_tries;
         uint64_t later_usec; /* when the first of `later` is asked for again; 0: one has been */
         unsigned later_tries;
+        uint32_t n_later, n_hurried; /* blocks in `later`; those at its head that do not wait */
         uint64_t retry_usec; /* when what was refused to be restored is tried again; 0 nothing was */
         unsigned retry_tries;
         bool has_refused; /* the retry that is under way found some */
@@ -444,6 +445,7 @@ int extent_vma_cost(const struct core *c, const struct block *b, unsigned i, uns
 void later_add(struct core *c, struct client *cl, uint32_t block, uint64_t now_usec);
 void later_wake(struct core *c, struct client *cl, uint64_t now_usec);
 void later_release(struct core *c, struct client *cl); /* the agent could do one */
+void later_hurry(struct core *c, struct client *cl);   /* all that are in the queue are asked for now */
 uint32_t later_pop(struct core *c, struct client *cl); /* one to be asked for now, or NIL */
 
 /* restore.c */

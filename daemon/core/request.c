@@ -262,6 +262,8 @@ static void unmerge_block(struct core *c, struct client *cl, uint32_t block) {
         if (!(block_at(c, block)->flags & BLOCK_UNMERGE))
                 r->n_blocks++;
         block_at(c, block)->flags |= BLOCK_RESTORE | BLOCK_UNMERGE;
+        if (block_at(c, block)->flags & BLOCK_LATER)
+                later_hurry(c, cl);
         block_queue_apply(c, block);
 }
 

@@ -480,6 +480,8 @@ void scan_sweep_step(struct core *c, struct client *cl, unsigned *budget) {
                         continue;
                 }
                 block_at(c, block)->flags |= BLOCK_RESTORE;
+                if (block_at(c, block)->flags & BLOCK_LATER)
+                        later_hurry(c, cl);
                 block_queue_apply(c, block);
         }
         if (cl->sweep.is_active)

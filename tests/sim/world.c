@@ -334,7 +334,7 @@ static enum core_apply_status apply_page(struct world *w, struct sim_process *p,
         if (a->kind == CORE_APPLY_MERGE)
                 return merge_page(w, p, page, e->segment, e->slot + (uint32_t) (page - e->page));
         if (a->kind == CORE_APPLY_RESTORE)
-                return restore_page(q);
+                return p->has_no_witness && q->in_file && q->kind == KIND_ANON ? CORE_LATER : restore_page(q);
         if (q->kind != KIND_ANON && !q->in_file)
                 return CORE_VMA_GONE;
         if (p->has_no_witness && q->in_file && q->kind == KIND_ANON)

@@ -171,7 +171,48 @@ static void test_no_certificate_now(void **state) {
         assert_int_equal(core_unmerge(w->core, w->processes[1].client, 0, 0, 7, w->now_usec), 0);
         world_run(w, SECOND / 100);
         assert_int_equal(w->last_event.cookie, 7);
+        assert_int_equal(w->last_event.left, 256);
         assert_int_equal(world_merged(w, 1), 0);
+        applies = w->n_applies;
+        world_run(w, 100 * SECOND);
+        assert_in_range(w->n_applies - applies, 50, 100 * 2);
+        w->processes[1].has_no_witness = false;
+        world_run(w, 3 * SECOND);
+        assert_int_equal(private_inside(w, 1), 0);
+        finish(w);
+}
+
+/* Nor are ragged runs refused, and put off for longer and longer: their segment would stay. */
+static void test_ragged_without_certificate(void **state) {
+        struct world *w = merged(2, 512);
+
+        w->processes[0].has_no_witness = w->processes[1].has_no_witness = true;
+        for (uint32_t p = 0; p < 2; p++)
+                for (uint32_t i = 0; i < 512; i += 64)
+                        fill(w, p, i, 60, 5000 + (p * 512 + i) * 64);
+        world_run(w, 200 * SECOND);
+        assert_int_equal(private_inside(w, 1), 8 * 60);
+        w->processes[0].has_no_witness = w->processes[1].has_no_witness = false;
+        world_run(w, 3 * SECOND);
+        assert_int_equal(private_inside(w, 0) + private_inside(w, 1), 0);
+        finish(w);
+}
+
+/* An unmerge takes everything out of the queue once, and nothing goes round in it meanwhile. */
+static void test_unmerge_of_uncertified(void **state) {
+        struct world *w = merged(2, 1024);
+        uint64_t applies;
+
+        w->processes[1].has_no_witness = true;
+        for (uint32_t p = 0; p < 2; p++)
+                fill(w, p, 0, 1024, 10000);
+        world_run(w, 10 * SECOND);
+        applies = w->n_applies;
+        assert_int_equal(core_unmerge(w->core, w->processes[1].client, w->processes[1].base, 64, 7, w->now_usec), 0);
+        world_run(w, SECOND / 100);
+        assert_int_equal(w->last_event.cookie, 7);
+        assert_int_equal(w->last_event.left, 64);
+        assert_in_range(w->n_applies - applies, 1, 2 * 1024 / 64);
         finish(w);
 }
 
@@ -335,6 +376,8 @@ int main(void) {
                 cmocka_unit_test(test_zeros_inside),
                 cmocka_unit_test(test_rewritten_for_ever),
                 cmocka_unit_test(test_no_certificate_now),
+                cmocka_unit_test(test_ragged_without_certificate),
+                cmocka_unit_test(test_unmerge_of_uncertified),
                 cmocka_unit_test(test_refused_restore_is_retried),
                 cmocka_unit_test(test_ragged_restore_is_retried),
                 cmocka_unit_test(test_cleaning),
