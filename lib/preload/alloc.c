@@ -46,7 +46,7 @@ SHIM_EXPORT void *calloc(size_t n, size_t size) {
         return p;
 }
 
-/* realloc by hand: for memory of the bootstrap arena, and for big blocks with merged pages that must not be remapped. */
+/* realloc by hand: for memory of the bootstrap arena, and for blocks with merged pages that must not be remapped. */
 static void *realloc_by_copy(void *p, size_t old_size, size_t size) {
         void *q = malloc(size);
         if (!q)
@@ -56,8 +56,15 @@ static void *realloc_by_copy(void *p, size_t old_size, size_t size) {
         return q;
 }
 
-/* libc grows a block of its own mapping by mremap, which would expose what lies behind a merged run in its segment. */
-static void *realloc_big(void *p, size_t usable, size_t size) {
+/* libc grows a block that has a mapping of its own by mremap, which would expose what lies behind a merged run in its segment.
+ * Other blocks it copies or cuts off at the end. Other allocators make mapping calls by name, and those come here. */
+#define LIBC_IS_MMAPPED 2 /* malloc(3) chunks: flags in the low bits of the size, which stands before the block */
+static bool is_remapped(const void *p, size_t usable, size_t size) {
+        return size > usable && usable >= KSM_PAGE_SIZE / 2 && real_malloc_is_libc() &&
+               ((const size_t *) p)[-1] & LIBC_IS_MMAPPED;
+}
+
+static void *realloc_remapped(void *p, size_t usable, size_t size) {
         struct span span = span_touched(p, usable);
         /* libc's header, which begins the mapping, is in the page of p - 1. */
         span.start = page_floor((uint64_t) p - 1);
@@ -83,9 +90,8 @@ SHIM_EXPORT void *realloc(void *p, size_t size) {
         if (p && size) {
                 real_malloc_usable_size_fn usable_size = REAL(malloc_usable_size);
                 size_t usable = usable_size ? usable_size(p) : 0;
-                /* A block that libc remaps fills pages; smaller ones are copied. */
-                if (usable >= KSM_PAGE_SIZE / 2)
-                        return realloc_big(p, usable, size);
+                if (is_remapped(p, usable, size))
+                        return realloc_remapped(p, usable, size);
         }
         enter();
         void *q = f(p, size);

@@ -91,6 +91,8 @@ extern void *_Atomic real_table[REAL_ID_MAX_];
 void *real_resolve(enum real_id id);
 /* Looks all up, once, at the constructor: later a lookup would clear what dlerror() has to say to the program. */
 void real_resolve_all(void);
+/* Whether realloc is libc's, whose own mapping calls come from inside; so as long as nothing is looked up. */
+bool real_malloc_is_libc(void);
 
 static inline void *real_get(enum real_id id) {
         void *f = atomic_load_explicit(&real_table[id], memory_order_relaxed);

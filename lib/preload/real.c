@@ -4,6 +4,7 @@
  * lookup gets memory of a small static arena instead. Threads look up independently; the result is the same. */
 #include <dlfcn.h>
 #include <errno.h>
+#include <gnu/libc-version.h>
 #include <string.h>
 
 #include "lib/preload/preload.h"
@@ -33,9 +34,23 @@ void *real_resolve(enum real_id id) {
         return f;
 }
 
+static _Atomic bool malloc_is_foreign;
+
+/* Nobody interposes gnu_get_libc_version: it is where libc is. */
+static void look_whose_malloc(void) {
+        Dl_info libc, allocator;
+        if (dladdr((void *) gnu_get_libc_version, &libc) && dladdr(real_get(REAL_ID_realloc), &allocator))
+                atomic_store_explicit(&malloc_is_foreign, libc.dli_fbase != allocator.dli_fbase, memory_order_relaxed);
+}
+
+bool real_malloc_is_libc(void) {
+        return !atomic_load_explicit(&malloc_is_foreign, memory_order_relaxed);
+}
+
 void real_resolve_all(void) {
         for (enum real_id id = 0; id < REAL_ID_MAX_; id++)
                 (void) real_get(id);
+        look_whose_malloc();
 }
 
 /* -- bootstrap memory ----------------------------------------------------------------------------------------- */

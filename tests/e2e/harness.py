@@ -134,15 +134,6 @@ class Victim:
             self.process.wait(20)
 
 
-def frames(victim, name, n):
-    """Page frame number of each page, 0 for none."""
-    address = int(victim.do("address", name).split()[1])
-    with open(f"/proc/{victim.pid}/pagemap", "rb") as f:
-        f.seek(address // 4096 * 8)
-        entries = struct.unpack(f"<{n}Q", f.read(n * 8))
-    return [e & ((1 << 55) - 1) if e & PRESENT else 0 for e in entries]
-
-
 def run(*tests):
     """Runs each test, prints one line for it, exits 1 if any failed."""
     failed = 0

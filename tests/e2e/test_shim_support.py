@@ -13,7 +13,7 @@ SHIM = BUILD / "lib/libuserksm-preload.so"
 
 def environment(socket, **extra):
     """That of a program under the shim; merging is asked for by the program, or by USERKSM_MERGE_ANY=1."""
-    return dict(os.environ, LD_PRELOAD=str(SHIM), USERKSM_SOCKET=str(socket), **extra)
+    return {**os.environ, "LD_PRELOAD": str(SHIM), "USERKSM_SOCKET": str(socket), **extra}
 
 
 def spawn(command, socket, **extra):
