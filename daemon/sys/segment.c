@@ -31,18 +31,23 @@ static int memfd_open(void) {
         return fd < 0 ? -errno : fd;
 }
 
-/* Written before the fd is anyone else's; its page leaves our mapping at once, so that only slots can be written. */
-static void write_label(struct segment_file *s, const void *key, size_t key_size) {
-        struct label *label = (struct label *) (s->slots + s->n_slots * KSM_PAGE_SIZE);
-        if (key_size > 0 && key_size <= SEGMENT_KEY_BYTES) {
-                memcpy(label->magic, label_magic, sizeof(label_magic));
-                label->version = LABEL_VERSION;
-                label->n_slots = s->n_slots;
-                label->key_size = (uint32_t) key_size;
-                memcpy(label->key, key, key_size);
-                s->has_label = true;
-        }
+/* Written before the fd is anyone else's, through a mapping of its own: only slots can be written later, and unmapping a whole mapping
+ * needs nothing that could be lacking. */
+static int write_label(struct segment_file *s, const void *key, size_t key_size) {
+        if (key_size == 0 || key_size > SEGMENT_KEY_BYTES)
+                return 0;
+        struct label *label = mmap(NULL, KSM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, s->fd,
+                                   (off_t) (s->n_slots * KSM_PAGE_SIZE));
+        if (label == MAP_FAILED)
+                return -errno;
+        memcpy(label->magic, label_magic, sizeof(label_magic));
+        label->version = LABEL_VERSION;
+        label->n_slots = s->n_slots;
+        label->key_size = (uint32_t) key_size;
+        memcpy(label->key, key, key_size);
         (void) munmap(label, KSM_PAGE_SIZE);
+        s->has_label = true;
+        return 0;
 }
 
 int segment_file_new(uint32_t n_slots, const void *key, size_t key_size, struct segment_file **ret) {
@@ -61,11 +66,13 @@ int segment_file_new(uint32_t n_slots, const void *key, size_t key_size, struct 
         if (fchmod(fd, SEGMENT_MODE) < 0 || ftruncate(fd, (off_t) size) < 0 || fstat(fd, &st) < 0)
                 return -errno;
         s->inode = st.st_ino;
-        void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        void *p = mmap(NULL, n_slots * KSM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
         if (p == MAP_FAILED)
                 return -errno;
         s->slots = p;
-        write_label(s, key, key_size);
+        int r = write_label(s, key, key_size);
+        if (r < 0)
+                return r;
         fault_point(FAULT_segment_made);
         /* After our mapping, before anyone else has an fd. */
         if (fcntl(fd, F_ADD_SEALS, SEALS_OPEN) < 0)
