@@ -151,11 +151,13 @@ static int register_client(struct client *c, const struct msg_hello *hello) {
         struct session *s = c->session;
         char key[PEER_KEY_BYTES];
         uint32_t domain;
-        size_t size = peer_domain_key(s->fd, &s->peer, s->serial, key);
-        int r = core_domain(m->core, key, size, &domain);
+        ssize_t size = peer_domain_key(s->fd, &s->peer, s->serial, key);
+        if (size < 0)
+                return (int) size;
+        int r = core_domain(m->core, key, (size_t) size, &domain);
         if (r < 0)
                 return r;
-        r = store_domain_open(&m->store, domain, key, size, &c->domain);
+        r = store_domain_open(&m->store, domain, key, (size_t) size, &c->domain);
         if (r < 0)
                 return r;
         const struct core_client_config config = { .max_map_count = hello->max_map_count, .n_vmas = hello->n_vmas };

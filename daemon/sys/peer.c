@@ -237,12 +237,22 @@ size_t peer_facts_key(uid_t uid, const char *label, const char *cgroup, char key
         return n > 0 && n < PEER_KEY_BYTES ? (size_t) n : 0;
 }
 
-size_t peer_domain_key(int socket_fd, const struct peer *p, uint64_t serial, char key[static PEER_KEY_BYTES]) {
+/* It is this process that lacks something, for now. */
+static bool is_lack(ssize_t r) {
+        return r == -EMFILE || r == -ENFILE || r == -ENOMEM;
+}
+
+ssize_t peer_domain_key(int socket_fd, const struct peer *p, uint64_t serial, char key[static PEER_KEY_BYTES]) {
         char label[LABEL_BYTES], text[PROC_TEXT_BYTES];
         size_t size = 0;
-        if (p->pid > 0 && read_label(socket_fd, label) == 0 && read_proc(p, "cgroup", text, sizeof(text)) >= 0 && peer_is_alive(p))
-                size = peer_facts_key(p->uid, label, text, key);
-        return size ? size : (size_t) snprintf(key, PEER_KEY_BYTES, ALONE "%llu", (unsigned long long) serial);
+        if (p->pid > 0 && read_label(socket_fd, label) == 0) {
+                ssize_t r = read_proc(p, "cgroup", text, sizeof(text));
+                if (is_lack(r))
+                        return r;
+                if (r >= 0 && peer_is_alive(p))
+                        size = peer_facts_key(p->uid, label, text, key);
+        }
+        return size ? (ssize_t) size : snprintf(key, PEER_KEY_BYTES, ALONE "%llu", (unsigned long long) serial);
 }
 
 static bool ids_differ(const char *status, const char *name) {
@@ -264,7 +274,10 @@ int peer_check_eligible(const struct peer *p, const char **ret_reason) {
         if (p->pid <= 0) /* another pid namespace: a domain of its own is all it gets */
                 return 0;
         (void) snprintf(path, sizeof(path), "/proc/%d", (int) p->pid);
-        if (read_proc(p, "status", text, sizeof(text)) < 0 || stat(path, &st) < 0 || !peer_is_alive(p))
+        ssize_t r = read_proc(p, "status", text, sizeof(text));
+        if (is_lack(r))
+                return (int) r;
+        if (r < 0 || stat(path, &st) < 0 || !peer_is_alive(p))
                 *ret_reason = "its /proc entry cannot be read";
         else if (status_has_other_ids(text))
                 *ret_reason = "setuid or setgid program";

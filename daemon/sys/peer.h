@@ -27,14 +27,14 @@ void peer_clear(struct peer *p);
 bool peer_is_alive(const struct peer *p);
 
 /* Writes the key; its size is returned. `serial` must differ for every connection: it makes the key unique when facts
- * are missing. */
-size_t peer_domain_key(int socket_fd, const struct peer *p, uint64_t serial, char key[static PEER_KEY_BYTES]);
+ * are missing. -EMFILE, -ENFILE, -ENOMEM: this process lacks something, and must not let the peer in alone for ever because of it. */
+ssize_t peer_domain_key(int socket_fd, const struct peer *p, uint64_t serial, char key[static PEER_KEY_BYTES]);
 /* What the kernel says of a process, as a key; `cgroup` is the text of /proc/PID/cgroup. 0: it cannot be told apart from others. */
 size_t peer_facts_key(uid_t uid, const char *label, const char *cgroup, char key[static PEER_KEY_BYTES]);
 /* Made of facts alone, so that it means the same domain to a later daemon; not of a serial. */
 bool peer_key_lasts(const char *key, size_t size);
 
-/* 0, or -EPERM with static text: the process runs with more or other rights than the user who started it (setuid,
+/* 0, -EMFILE, -ENFILE or -ENOMEM as above, or -EPERM with static text: the process runs with more or other rights than the user who started it (setuid,
  * setgid), or is not dumpable. Such a process must not let its memory be compared with others'. */
 int peer_check_eligible(const struct peer *p, const char **ret_reason);
 

@@ -146,14 +146,14 @@ static void test_real_keys(void **state) {
         assert_int_equal(p.pid, getpid());
         assert_int_equal(p.uid, getuid());
         for (unsigned i = 0; i < 2; i++)
-                sizes[i] = peer_domain_key(pair[0], &p, i, keys[i]);
+                sizes[i] = (size_t) peer_domain_key(pair[0], &p, i, keys[i]);
         assert_int_equal(sizes[0], sizes[1]);
         assert_memory_equal(keys[0], keys[1], sizes[0]);
         assert_memory_equal(keys[0], "uid=", 4);
 
         p.pid = 0;
         for (unsigned i = 0; i < 2; i++)
-                sizes[i] = peer_domain_key(pair[0], &p, i, keys[i]);
+                sizes[i] = (size_t) peer_domain_key(pair[0], &p, i, keys[i]);
         assert_true(sizes[0] != sizes[1] || memcmp(keys[0], keys[1], sizes[0]) != 0);
         assert_memory_equal(keys[0], "alone=", 6);
         peer_clear(&p);
