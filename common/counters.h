@@ -69,7 +69,8 @@
         X(threads_lost, COUNT, "worker threads that hang on memory or descriptors of a client now")                  \
         X(log_suppressed, COUNT, "log lines about clients left out because there were too many")                      \
         X(segments_adopted, COUNT, "segments taken over from an earlier daemon")                                     \
-        X(pages_adopted, PAGES, "merged pages that processes reported: mapped since before this daemon, or a fork")
+        X(pages_adopted, PAGES, "merged pages that processes reported: mapped since before this daemon, or a fork")    \
+        X(sessions_refused, COUNT, "connections refused so far because descriptors, memory or places were lacking")
 
 enum counter_unit { UNIT_COUNT, UNIT_PAGES, UNIT_BYTES, UNIT_USEC };
 

@@ -160,6 +160,12 @@ static void print_lost_threads(const struct counters *c, FILE *f) {
                         c->threads_lost);
 }
 
+static void print_refused(const struct counters *c, FILE *f) {
+        if (c->sessions_refused > 0)
+                fprintf(f, "! %" PRId64 " connections refused so far: no descriptors, memory or places for more; see the daemon's log\n",
+                        c->sessions_refused);
+}
+
 static void print_failures(const struct counters *c, FILE *f) {
         char a[TEXT_BYTES];
         const struct {
@@ -202,6 +208,7 @@ int report_print_status(const struct report *r, bool wide, FILE *f) {
         print_run_state(r, f);
         print_processes_in_trouble(r, f);
         print_lost_threads(&r->counters, f);
+        print_refused(&r->counters, f);
         print_failures(&r->counters, f);
         return 0;
 }

@@ -264,6 +264,7 @@ void manager_counters(struct manager *m, struct counters *ret) {
                 waits[i] = (int64_t) t.waits[i];
         turn_counters(&m->turn, ret);
         ret->threads_lost = workers_n_lost(m->workers);
+        ret->sessions_refused = (int64_t) m->n_refused;
         ret->log_suppressed = (int64_t) m->n_log_suppressed;
         if (getrusage(RUSAGE_SELF, &usage) == 0)
                 ret->daemon_cpu_usec = (int64_t) ((uint64_t) (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) *

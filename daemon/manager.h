@@ -59,6 +59,7 @@ struct manager {
         struct turn turn;
         struct log_limit log;
         uint64_t n_log_suppressed;
+        uint64_t n_refused; /* connections, for lack of something */
         uint64_t started_usec, tick_due_usec;
         uint64_t empty_since_usec; /* no connection since then; 0 = there is one */
         bool had_session, loop_ready;

@@ -165,6 +165,11 @@ void session_close(struct session *s, int level, const char *reason) {
         uv_close((uv_handle_t *) &s->poll, on_closed);
 }
 
+/* Of ours, not a fault of the peer: it may come again. */
+static bool is_lack(int error) {
+        return error == EUSERS || error == EMFILE || error == ENFILE || error == ENOMEM;
+}
+
 void session_refuse(struct session *s, int error, const char *reason) {
         struct msg_refused refused = { .error = error };
         (void) snprintf(refused.reason, sizeof(refused.reason), "%.*s", (int) sizeof(refused.reason) - 1, reason);
@@ -173,6 +178,7 @@ void session_refuse(struct session *s, int error, const char *reason) {
                 (void) channel_send(s->fd, MSG_REFUSED, &refused, NULL, 0, NULL, 0);
         /* A process that ended meanwhile fails every look at it, and nobody is refused anything. */
         bool has_ended = s->peer.pidfd >= 0 && !peer_is_alive(&s->peer);
+        s->manager->n_refused += !has_ended && is_lack(error);
         session_close(s, has_ended ? LOG_DEBUG : LOG_WARNING, reason);
 }
 
