@@ -153,7 +153,6 @@
         X(CALL, sys_thread, "agent: pthread_create")                                                                   \
         X(CALL, malloc, "daemon: malloc, calloc, realloc")                                                             \
         X(CALL, mmap, "daemon")                                                                                        \
-        X(CALL, munmap, "daemon")                                                                                      \
         X(CALL, memfd_create, "daemon")                                                                                \
         X(CALL, ftruncate, "daemon")                                                                                   \
         X(CALL, fchmod, "daemon")                                                                                      \

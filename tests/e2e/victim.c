@@ -13,6 +13,8 @@
  *   address NAME              "ok ADDRESS"
  *   fork                      a child that checks everything and exits: "ok" or "differs"
  *   bad                       registers what must be refused; "what=errno ..."
+ *   hoard                     mappings, as many as the kernel gives: "ok N"
+ *   release                   and gives them back
  *   stats                     registered merged connected transitions raw
  *   quit
  */
@@ -162,6 +164,21 @@ static void register_bad(void) {
         close(fd);
 }
 
+/* Every other page of a large area is readable, which makes a mapping of each, up to vm.max_map_count. */
+static void *hoarded;
+#define HOARD_PAGES (UINT64_C(1) << 22)
+static void hoard(void) {
+        uint64_t n = 0;
+        hoarded = mmap(NULL, HOARD_PAGES * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (hoarded == MAP_FAILED) {
+                answer(-errno);
+                return;
+        }
+        while (2 * n + 1 < HOARD_PAGES && mprotect((uint8_t *) hoarded + (2 * n + 1) * PAGE, PAGE, PROT_READ) == 0)
+                n++;
+        printf("ok %" PRIu64 "\n", n);
+}
+
 static void on_area(const char *verb, struct area *a, uint64_t from, uint64_t n, uint64_t seed) {
         if (strcmp(verb, "fill") == 0 || strcmp(verb, "repeat") == 0) {
                 for (uint64_t i = from; i < from + n; i++) {
@@ -222,6 +239,10 @@ int main(void) {
                         answer(map_area(name, from));
                 else if (strcmp(verb, "fork") == 0)
                         fork_and_check();
+                else if (strcmp(verb, "hoard") == 0)
+                        hoard();
+                else if (strcmp(verb, "release") == 0)
+                        answer(munmap(hoarded, HOARD_PAGES * PAGE) < 0 ? -errno : 0);
                 else if (strcmp(verb, "bad") == 0)
                         register_bad();
                 else if (strcmp(verb, "stats") == 0) {
