@@ -217,7 +217,7 @@ static enum treatment treatment_of(int advice) {
         }
 }
 
-SHIM_EXPORT int madvise(void *addr, size_t length, int advice) {
+static int advise(void *addr, size_t length, int advice) {
         struct span span;
         enum treatment treatment = treatment_of(advice);
         if (treatment == TREAT_MERGE && shim_enabled())
@@ -237,6 +237,10 @@ SHIM_EXPORT int madvise(void *addr, size_t length, int advice) {
         return advise_restored(addr, length, advice, &span);
 }
 
+SHIM_EXPORT int madvise(void *addr, size_t length, int advice) {
+        return advise(addr, length, advice);
+}
+
 /* POSIX_MADV_DONTNEED does nothing in glibc; the others are hints. */
 SHIM_EXPORT int posix_madvise(void *addr, size_t length, int advice) {
         enter();
@@ -245,59 +249,48 @@ SHIM_EXPORT int posix_madvise(void *addr, size_t length, int advice) {
         return r;
 }
 
-/* Restores what a call over several ranges needs restored. Between this and the call a page could be merged again only after
- * a pass without a write; such a call then fails as on a file mapping (EINVAL), it does no harm. */
-static void prepare_vector(const struct iovec *vector, size_t n, int advice) {
-        enum treatment treatment = treatment_of(advice);
-        if (treatment != TREAT_RESTORE && treatment != TREAT_EXCLUDE)
-                return;
+/* MADV_COLLAPSE by a pidfd, which may be one's own or another's: only then is the restore for nothing. Between it and the call a
+ * page could be merged again only after a pass without a write; it is not collapsed then. */
+static void prepare_vector(const struct iovec *vector, size_t n) {
         for (size_t i = 0; i < n; i++) {
                 struct span span;
-                if (check_range(vector[i].iov_base, vector[i].iov_len, &span) <= 0 || !may_hold_merged(&span))
-                        continue;
-                if (treatment == TREAT_EXCLUDE)
-                        (void) REQUEST(agent_exclude(span.start, span.end - span.start));
-                else
+                if (check_range(vector[i].iov_base, vector[i].iov_len, &span) > 0 && may_hold_merged(&span))
                         (void) REQUEST(agent_restore(span.start, span.end - span.start));
         }
 }
 
-static int advise_mergeable(void *addr, size_t length) {
-        return advise_merge(addr, length, true);
-}
-
-static int advise_unmergeable(void *addr, size_t length) {
-        return advise_merge(addr, length, false);
+/* Since 6.13 a process may give itself any advice by process_madvise, and other processes only hints (and MADV_COLLAPSE). An empty
+ * vector is refused as any would be, and does nothing. */
+static bool advises_itself(real_process_madvise_fn f, int pidfd, int advice, unsigned flags) {
+        bool by_name = pidfd == PIDFD_SELF_THREAD || pidfd == PIDFD_SELF_THREAD_GROUP;
+        int saved = errno;
+        bool self = (by_name || advice != MADV_COLLAPSE) && f(pidfd, NULL, 0, advice, flags) == 0;
+        errno = saved;
+        return self;
 }
 
 /* As the kernel: bytes done before the first that fails. */
-static ssize_t advise_each(const struct iovec *vector, size_t n, int (*advise)(void *, size_t)) {
+static ssize_t advise_each(const struct iovec *vector, size_t n, int advice) {
         ssize_t done = 0;
         for (size_t i = 0; i < n; i++) {
-                if (advise(vector[i].iov_base, vector[i].iov_len) < 0)
+                if (advise(vector[i].iov_base, vector[i].iov_len, advice) < 0)
                         return done ? done : -1;
                 done += (ssize_t) vector[i].iov_len;
         }
         return done;
 }
 
-/* Since 6.13 a process may give itself any advice by this call. Merge advice is caught when it names itself by constant;
- * through a pidfd it reaches the kernel's own KSM. */
 SHIM_EXPORT ssize_t process_madvise(int pidfd, const struct iovec *vector, size_t n, int advice, unsigned flags) {
         real_process_madvise_fn f = REAL(process_madvise);
         if (!f) {
                 errno = ENOSYS;
                 return -1;
         }
-        if (pidfd == PIDFD_SELF_THREAD || pidfd == PIDFD_SELF_THREAD_GROUP) {
-                if (treatment_of(advice) == TREAT_MERGE && shim_enabled() && flags == 0)
-                        return advise_each(vector, n, advice == MADV_MERGEABLE ? advise_mergeable : advise_unmergeable);
-        }
-        /* An empty vector fails as any would (another process's memory: EINVAL), and does nothing. */
-        if (treatment_of(advice) == TREAT_GUARD && f(pidfd, vector, 0, advice, flags) == 0)
-                return advise_each(vector, n, advise_guard);
-        if (agent_running())
-                prepare_vector(vector, n, advice);
+        enum treatment treatment = treatment_of(advice);
+        if (treatment != TREAT_PLAIN && n <= UIO_MAXIOV && advises_itself(f, pidfd, advice, flags))
+                return advise_each(vector, n, advice);
+        if (treatment == TREAT_RESTORE && agent_running())
+                prepare_vector(vector, n);
         enter();
         ssize_t r = f(pidfd, vector, n, advice, flags);
         leave();

@@ -302,7 +302,7 @@ AGENT_FAULTS = [
         ("dontneed-unlocked", "MADV_DONTNEED does not take the mapping lock", "advise.c",
          "        enter();\n        int r = discard(addr, length, advice, span);\n", "        int r = discard(addr, length, advice, span);\n        enter();\n", ("shim-fork",) + SHIM),
         ("vector-unprepared", "process_madvise meets merged pages", "advise.c",
-         "        if (agent_running())\n                prepare_vector(vector, n, advice);\n", "", ()),
+         "n <= UIO_MAXIOV && advises_itself(f, pidfd, advice, flags)", "false", ("shadow-regressions",)),
         ("name-unrestored", "a name for memory meets merged pages", "control.c", "        (void) enter_restored(span.start, span.end);\n", "        enter();\n", ()),
         ("mbind-not-excluded", "memory with a policy stays merged", "control.c",
          "                (void) REQUEST(agent_exclude(span.start, span.end - span.start));\n", "                ;\n", ()),

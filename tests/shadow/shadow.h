@@ -71,7 +71,7 @@ enum { IN_SEQUENCE = 1, IN_PARALLEL = 2, IN_BOTH = 3, BY_MAIN = 4, CAN_BE_RAW = 
         X(pageout, 6, IN_BOTH | IN_RACE) X(willneed, 6, IN_BOTH) X(populate_read, 14, IN_BOTH | IN_RACE)              \
         X(populate_write, 14, IN_BOTH | IN_RACE) X(mergeable, 20, IN_BOTH) X(unmergeable, 8, IN_BOTH)                 \
         X(dontdump, 3, IN_BOTH) X(dodump, 5, IN_BOTH) X(guard_install, 4, IN_BOTH) X(guard_remove, 8, IN_BOTH)        \
-        X(collapse, 1, IN_BOTH) X(advise_badly, 4, IN_BOTH)                                                           \
+        X(collapse, 1, IN_BOTH) X(advise_badly, 4, IN_BOTH) X(advise_vector, 12, IN_BOTH)                             \
         /* system calls into and out of pages */                                                                      \
         X(read_in, 90, IN_BOTH | IN_RACE) X(write_out, 90, IN_BOTH | IN_RACE) X(readv_in, 40, IN_BOTH)                \
         X(writev_out, 40, IN_BOTH) X(pipe_in, 30, IN_BOTH) X(pipe_out, 30, IN_BOTH) X(direct_in, 4, IN_BOTH)          \
