@@ -108,6 +108,8 @@ static void drop_fds(struct channel_message *m, enum channel_fds fds) {
                 channel_message_done(m);
 }
 
+/* A peer that closes with frames of ours unread leaves ECONNRESET, which the kernel tells once and before what the peer had sent (a
+ * REFUSED, say): passed over, end of file follows. */
 int channel_receive_fds(int fd, unsigned sender, struct channel_message *m, enum codec_error *ret_error,
                         enum channel_fds fds) {
         union control_buffer control;
@@ -123,7 +125,7 @@ int channel_receive_fds(int fd, unsigned sender, struct channel_message *m, enum
         m->n_fds = 0;
         do
                 n = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
-        while (n < 0 && errno == EINTR);
+        while (n < 0 && (errno == EINTR || errno == ECONNRESET));
         if (n < 0)
                 return -errno;
         collect_fds(m, &message);
@@ -159,7 +161,7 @@ int channel_peek_type(int fd) {
 
         do
                 n = recv(fd, &header, sizeof(header), MSG_PEEK);
-        while (n < 0 && errno == EINTR);
+        while (n < 0 && (errno == EINTR || errno == ECONNRESET));
         if (n < 0)
                 return -errno;
         return n == (ssize_t) sizeof(header) ? header.type : 0;
