@@ -1,5 +1,6 @@
 #include "ctl/render.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -52,7 +53,7 @@ const char *format_name(char text[TEXT_BYTES], const char *name, size_t size) {
         size_t n = strnlen(name, MIN(size, (size_t) TEXT_BYTES - 1));
 
         for (size_t i = 0; i < n; i++)
-                text[i] = name[i] >= ' ' && name[i] <= '~' ? name[i] : '?';
+                text[i] = (char) (name[i] >= ' ' && name[i] <= '~' ? name[i] : '?');
         text[n] = 0;
         return n > 0 ? text : strcpy(text, "?");
 }
@@ -64,7 +65,7 @@ void table_init(struct table *t, const char *const *titles, unsigned n_columns, 
 void table_cell(struct table *t, const char *text) {
         if (t->n_cells == t->allocated) {
                 unsigned allocated = MAX(64u, 2 * t->allocated);
-                void *p = reallocarray(t->cells, allocated, sizeof(*t->cells));
+                void *p = realloc(t->cells, (size_t) allocated * sizeof(*t->cells));
 
                 if (!p) {
                         t->error = -ENOMEM;
@@ -100,6 +101,7 @@ static void print_cell(const struct table *t, FILE *f, unsigned column, unsigned
 int table_print(const struct table *t, FILE *f) {
         unsigned width[TABLE_COLUMNS_MAX];
 
+        assert(t->n_columns > 0);
         if (t->error < 0)
                 return t->error;
         for (unsigned i = 0; i < t->n_columns; i++)

@@ -66,8 +66,8 @@ static struct json_object *process_object(const struct report *r, const struct c
         put_int(o, "client", client->client, error);
         put_int(o, "uid", client->uid, error);
         put_int(o, "domain", client->domain, error);
-        put(o, "shim", json_object_new_boolean(client->flags & HELLO_SHIM), error);
-        put(o, "merge_any", json_object_new_boolean(client->flags & HELLO_MERGE_ANY), error);
+        put(o, "shim", json_object_new_boolean((client->flags & HELLO_SHIM) != 0), error);
+        put(o, "merge_any", json_object_new_boolean((client->flags & HELLO_MERGE_ANY) != 0), error);
         put_int(o, "ranges", client->n_ranges, error);
         put_int(o, "registered_bytes", pages_to_bytes((int64_t) client->registered_pages), error);
         put_int(o, "tracked_bytes", pages_to_bytes((int64_t) client->tracked_pages), error);

@@ -118,7 +118,7 @@ static int supervise(struct run *run) {
                 if (now >= next_tick_usec) {
                         watch_tick(&run->watch);
                         warn_if_not_connected(run, now);
-                        next_tick_usec = now + (run->watch.seen || run->warned ? TICK_MSEC : FIRST_TICK_MSEC) * 1000;
+                        next_tick_usec = now + (run->watch.seen || run->warned ? TICK_MSEC : FIRST_TICK_MSEC) * 1000ULL;
                 }
                 warn_if_lost(run);
         }

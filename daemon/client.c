@@ -185,7 +185,7 @@ void client_hello(struct session *s, const struct msg_hello *hello, struct proce
                 c = calloc(1, sizeof(*c));
                 error = c ? 0 : -ENOMEM;
         }
-        if (error < 0) {
+        if (!c) {
                 process_unref(process);
                 session_refuse(s, -error, reason ? reason : strerror(-error));
                 return;

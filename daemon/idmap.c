@@ -8,17 +8,15 @@ static uint32_t home(const struct idmap *m, uint32_t key) {
         return (key * UINT32_C(2654435769)) & (m->capacity - 1);
 }
 
-static struct idmap_entry *find(const struct idmap *m, uint32_t key) {
-        if (m->capacity == 0)
-                return NULL;
+/* The key's entry, or the empty one where it belongs. Only with a capacity: at least half of the entries are empty. */
+static struct idmap_entry *place(const struct idmap *m, uint32_t key) {
         for (uint32_t i = home(m, key);; i = (i + 1) & (m->capacity - 1))
                 if (!m->entries[i].value || m->entries[i].key == key)
                         return &m->entries[i];
 }
 
 void *idmap_get(const struct idmap *m, uint32_t key) {
-        struct idmap_entry *e = find(m, key);
-        return e ? e->value : NULL;
+        return m->capacity ? place(m, key)->value : NULL;
 }
 
 static int grow(struct idmap *m) {
@@ -27,7 +25,7 @@ static int grow(struct idmap *m) {
         if (!bigger.entries)
                 return -ENOMEM;
         IDMAP_FOREACH(m, e)
-                *find(&bigger, e->key) = *e;
+                *place(&bigger, e->key) = *e;
         free(m->entries);
         *m = bigger;
         return 0;
@@ -39,7 +37,7 @@ int idmap_put(struct idmap *m, uint32_t key, void *value) {
                 if (r < 0)
                         return r;
         }
-        struct idmap_entry *e = find(m, key);
+        struct idmap_entry *e = place(m, key);
         if (e->value)
                 return -EEXIST;
         *e = (struct idmap_entry){ value, key };
@@ -48,10 +46,10 @@ int idmap_put(struct idmap *m, uint32_t key, void *value) {
 }
 
 void *idmap_remove(struct idmap *m, uint32_t key) {
-        struct idmap_entry *e = find(m, key);
-        if (!e || !e->value)
+        struct idmap_entry *e = m->capacity ? place(m, key) : NULL;
+        void *value = e ? e->value : NULL;
+        if (!value)
                 return NULL;
-        void *value = e->value;
         uint32_t mask = m->capacity - 1, gap = (uint32_t) (e - m->entries);
         m->entries[gap].value = NULL;
         m->n--;

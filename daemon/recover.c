@@ -46,7 +46,7 @@ static int adopt_file(struct manager *m, struct segment_file *file, const char *
         int r = core_domain(m->core, key, key_size, &domain_id);
         if (r == 0)
                 r = store_domain_open(&m->store, domain_id, key, key_size, &domain);
-        if (r < 0)
+        if (r != 0)
                 return r;
         r = core_segment_adopt(m->core, domain_id, file->n_slots, &segment);
         if (r == 0)

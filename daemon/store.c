@@ -10,6 +10,7 @@
 #include "daemon/sys/peer.h"
 #include "proto/messages.h"
 
+/* NOLINTNEXTLINE(misc-redundant-expression): two names, kept equal */
 _Static_assert(SEGMENT_LIMIT_SLOTS == SEGMENT_SLOTS_MAX, "daemon/sys may not include proto");
 
 void store_init(struct store *s) {

@@ -26,7 +26,7 @@ static const struct message_shape shapes[MESSAGE_NUMBERS] = {
 
 /* 8-byte sizes keep bodies and elements aligned in an aligned packet. */
 #define X(number, NAME, senders, body, element, max, fds)                                                             \
-        _Static_assert(number < MESSAGE_NUMBERS, #NAME ": number");                                                   \
+        _Static_assert((number) < MESSAGE_NUMBERS, #NAME ": number");                                                 \
         _Static_assert(sizeof(struct frame_header) + sizeof(body) + sizeof(element) * (max) <= FRAME_MAX_BYTES,       \
                        #NAME ": larger than a frame");                                                                \
         _Static_assert(sizeof(body) % 8 == 0 && ((max) == 0 || sizeof(element) % 8 == 0), #NAME ": alignment");       \
@@ -309,7 +309,7 @@ size_t frame_header_fill(struct frame_header *ret, enum message_type type, uint3
         if (!shape || count > shape->max_count)
                 return 0;
         *ret = (struct frame_header) {
-                .size = (uint32_t) (sizeof(*ret) + shape->body_bytes + count * shape->element_bytes),
+                .size = (uint32_t) (sizeof(*ret) + shape->body_bytes + (size_t) count * shape->element_bytes),
                 .type = (uint16_t) type,
                 .version = PROTO_VERSION,
                 .count = count,
@@ -324,7 +324,7 @@ size_t frame_encode(void *buffer, size_t capacity, enum message_type type, const
         uint8_t *p = buffer;
         size_t size = frame_header_fill(&header, type, count);
 
-        if (size == 0 || size > capacity)
+        if (!shape || size == 0 || size > capacity)
                 return 0;
         memcpy(p, &header, sizeof(header));
         memcpy(p + sizeof(header), body, shape->body_bytes);

@@ -111,7 +111,7 @@ static int directory_double(struct index *x) {
         if (!d)
                 return -ENOMEM;
         for (uint32_t i = n; i-- > 0;)
-                d[2 * i + 1] = d[2 * i] = d[i];
+                d[2 * (size_t) i + 1] = d[2 * (size_t) i] = d[i];
         x->shards = d;
         x->depth++;
         return 0;

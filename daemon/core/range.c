@@ -47,6 +47,7 @@ static struct place lower(const struct client *cl, uint64_t page) {
                 else
                         b = m;
         }
+        assert(p.chunk >= cl->n_chunks || cl->chunks[p.chunk]);
         b = p.chunk < cl->n_chunks ? cl->chunks[p.chunk]->n : 0;
         while (p.i < b) {
                 uint32_t m = p.i + (b - p.i) / 2;
@@ -276,6 +277,7 @@ int range_mark_unmerged(struct core *c, struct client *cl, uint64_t start, uint6
                 if (e < 0)
                         return e;
                 r = range_at(cl, lower(cl, page));
+                assert(r && r->end > page); /* the piece just marked */
                 page = MIN(r->end, end);
         }
 }

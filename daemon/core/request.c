@@ -9,7 +9,7 @@
 #include <errno.h>
 
 /* A neighbour's reader or publisher that hangs must not hold a request for ever. */
-#define DRAIN_MAX_USEC (5 * 1000 * 1000)
+#define DRAIN_MAX_USEC (UINT64_C(5) * 1000 * 1000)
 #define PAGES_MAX (UINT64_C(1) << 52)
 
 void urgent_add(struct core *c, struct client *cl) {

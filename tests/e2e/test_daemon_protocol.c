@@ -68,7 +68,7 @@ static void send_raw(int fd, const void *packet, size_t size, const int *fds, un
         if (n_fds) {
                 message.msg_control = &control;
                 message.msg_controllen = CMSG_SPACE(sizeof(int) * n_fds);
-                struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+                struct cmsghdr *c = &control.align;
                 c->cmsg_level = SOL_SOCKET;
                 c->cmsg_type = SCM_RIGHTS;
                 c->cmsg_len = CMSG_LEN(sizeof(int) * n_fds);

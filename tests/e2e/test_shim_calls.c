@@ -176,7 +176,7 @@ static void heap(void) {
         SHOW((long) malloc(huge));
         SHOW((long) calloc(huge, 4));
         SHOW((long) reallocarray(NULL, huge, 4));
-        SHOW_OK(p = malloc(0));
+        SHOW_OK(p = malloc(0)); /* NOLINT(clang-analyzer-optin.portability.UnixAPI): what glibc does is what is asked */
         SHOW_OK(p = realloc(p, 1 << 20));
         memset(p, 5, 1 << 20);
         SHOW_OK(p = realloc(p, 8 << 20));
@@ -259,7 +259,7 @@ static void processes(void) {
         SHOW(status_of(clone(clone_child, stack + sizeof(stack), CLONE_VM | CLONE_VFORK | SIGCHLD, &value)));
         SHOW(clone(NULL, NULL, 0, NULL));
         fflush(stdout);
-        pid = vfork();
+        pid = vfork(); /* NOLINT(clang-analyzer-security.insecureAPI.vfork): the call under test */
         if (pid == 0) {
                 execl("/bin/true", "true", NULL);
                 _exit(127);

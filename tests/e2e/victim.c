@@ -65,7 +65,7 @@ static int64_t differs(const struct area *a) {
         for (uint64_t i = 0; i < a->n_pages; i++) {
                 content(want, a->content[i]);
                 want[100] = (uint8_t) (want[100] + a->pokes[i]);
-                if (memcmp(a->memory + i * PAGE, want, PAGE))
+                if (memcmp(a->memory + i * PAGE, want, PAGE) != 0)
                         return (int64_t) i;
         }
         return -1;

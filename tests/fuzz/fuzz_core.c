@@ -264,6 +264,7 @@ static enum core_apply_status apply_true(struct fuzz *f, const struct core_apply
                 p->is_there[i] = false;
                 return CORE_OK;
         }
+        MUST(s);
         if (*content != s->content[e->slot + (page - e->page)]) {
                 MUST(f->has_lied); /* I5: who told the truth and wrote nothing is asked to merge equals only */
                 return CORE_CHANGED;

@@ -423,7 +423,7 @@ static int foreign_writer(void) {
                 local.iov_base = got;
                 if (process_vm_readv(fire->victim, &local, 1, &remote, 1, 0) != (ssize_t) sizeof(got))
                         return 2;
-                if (memcmp(want, got, sizeof(want)))
+                if (memcmp(want, got, sizeof(want)) != 0)
                         atomic_fetch_add(&fire->differences, 1);
                 atomic_fetch_add(&fire->operations, 1);
         }
@@ -456,7 +456,7 @@ static void *forker(void *unused) {
                 if (!pid) {
                         for (unsigned k = n; k < FIRE_BLOCKS; k += 16)
                                 for (unsigned i = 0; i < PAGES; i++)
-                                        if (memcmp(page_at(fire->block[k], i), want[i % CONTENTS], KSM_PAGE_SIZE))
+                                        if (memcmp(page_at(fire->block[k], i), want[i % CONTENTS], KSM_PAGE_SIZE) != 0)
                                                 _exit(1);
                         _exit(0);
                 }
@@ -505,10 +505,10 @@ static void *direct_reader(void *path) {
                         io_uring_cqe_seen(&ring, cqe);
                         (void) io_uring_unregister_buffers(&ring);
                 } else {
-                        r = pread(fd, page, KSM_PAGE_SIZE, slot * KSM_PAGE_SIZE);
+                        r = pread(fd, page, KSM_PAGE_SIZE, (off_t) (slot * KSM_PAGE_SIZE));
                 }
                 fill(want, slot);
-                if (r != (long) KSM_PAGE_SIZE || memcmp(page, want, KSM_PAGE_SIZE))
+                if (r != (long) KSM_PAGE_SIZE || memcmp(page, want, KSM_PAGE_SIZE) != 0)
                         atomic_fetch_add(&fire->differences, 1);
                 atomic_fetch_add(&fire->operations, 1);
         }

@@ -109,7 +109,7 @@ static void test_fork_child_reads_the_same(void **state) {
                 (void) !read(go[0], want, 1);
                 for (unsigned i = 0; i < PAGES; i++) {
                         fill(want, i % CONTENTS);
-                        if (memcmp(b + i * KSM_PAGE_SIZE, want, KSM_PAGE_SIZE))
+                        if (memcmp(b + i * KSM_PAGE_SIZE, want, KSM_PAGE_SIZE) != 0)
                                 _exit(1);
                 }
                 _exit(0);
@@ -276,7 +276,7 @@ static void *writer(void *p) {
                                 abort();
                         seen = got;
                 }
-                if (memcmp(seen, want, KSM_PAGE_SIZE))
+                if (memcmp(seen, want, KSM_PAGE_SIZE) != 0)
                         atomic_fetch_add(&differences, 1);
                 if (x >> 1 & 1) {
                         shadow[self][k] = (uint8_t) (k % CONTENTS);

@@ -161,6 +161,7 @@ static struct sim_process *process_of(struct world *w, uint32_t client) {
         for (uint32_t i = 0; i < w->n_processes; i++)
                 if (w->processes[i].client == client)
                         return &w->processes[i];
+        MUST(!"a client that there is");
         return NULL;
 }
 
@@ -194,6 +195,7 @@ static void answer_scan(struct world *w, const struct core_scan *s) {
                 return;
         }
         runs = calloc(s->max_runs, sizeof(*runs));
+        MUST(runs);
         stop = end;
         for (page = s->page; page < end; page++) {
                 struct sim_page *q = &p->pages[page - p->base];
@@ -279,6 +281,7 @@ static void answer_publish(struct world *w, const struct core_publish *u) {
                 *s = (struct sim_segment){ .id = u->segment, .domain = u->domain, .n_slots = u->segment_slots, .is_open = true };
                 s->content = calloc(s->n_slots, sizeof(*s->content));
                 s->is_written = calloc(s->n_slots, sizeof(*s->is_written));
+                MUST(s->content && s->is_written);
         }
         MUST(s->is_open && !s->is_sealed && s->domain == u->domain && p->domain == u->domain);
         for (uint32_t k = 0; k < u->n_pages; k++) {

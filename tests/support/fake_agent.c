@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -62,6 +63,16 @@ static struct fake_segment *find_segment(struct fake_agent *a, uint32_t id) {
         return NULL;
 }
 
+/* Announced before it is used or dropped. */
+static struct fake_segment *known_segment(struct fake_agent *a, uint32_t id) {
+        struct fake_segment *s = find_segment(a, id);
+        if (!s) {
+                fail_msg("segment %u was never announced", id);
+                abort(); /* not reached, which the compiler cannot know */
+        }
+        return s;
+}
+
 static void on_segment(struct fake_agent *a, struct channel_message *m) {
         const struct msg_segment *body = m->frame.body;
         assert_null(find_segment(a, body->segment)); /* sent once */
@@ -80,9 +91,8 @@ static void forget_segment(struct fake_agent *a, struct fake_segment *s) {
 }
 
 static void do_merge(struct fake_agent *a, uint8_t *at, const struct extent_element *e) {
-        const struct fake_segment *s = find_segment(a, e->segment);
+        const struct fake_segment *s = known_segment(a, e->segment);
         size_t size = e->n_pages * KSM_PAGE_SIZE;
-        assert_non_null(s); /* announced before it is used */
         assert_true(e->slot + e->n_pages <= s->n_slots);
         assert_memory_equal(at, s->slots + e->slot * KSM_PAGE_SIZE, size); /* good advice */
         void *p = mmap(at, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, s->fd,
@@ -146,9 +156,7 @@ bool fake_agent_step(struct fake_agent *a, int timeout_msec) {
                 on_segment(a, &m);
                 break;
         case MSG_SEGMENT_DROP: {
-                struct fake_segment *s = find_segment(a, ((const struct msg_segment_drop *) m.frame.body)->segment);
-                assert_non_null(s);
-                forget_segment(a, s);
+                forget_segment(a, known_segment(a, ((const struct msg_segment_drop *) m.frame.body)->segment));
                 a->dropped++;
                 break;
         }

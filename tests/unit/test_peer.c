@@ -128,11 +128,9 @@ static void test_facts(void **state) {
         (void) peer_facts_key(1, "", "0::/system.slice/cron.service", key);
         assert_string_equal(key, keys[5]);
         assert_int_equal(peer_facts_key(0, "", "no path", key), 0);
-        char *text = calloc(1, PEER_KEY_BYTES + 32);
-        memset(text, 'x', PEER_KEY_BYTES);
-        memcpy(text, "0::/", 4);
+        static char text[PEER_KEY_BYTES + 32];
+        (void) snprintf(text, sizeof(text), "0::/%0*d", PEER_KEY_BYTES, 0);
         assert_int_equal(peer_facts_key(0, "", text, key), 0); /* does not fit */
-        free(text);
 }
 
 /* Two connections of one process share a key; a peer that cannot be examined shares with nobody. */

@@ -59,7 +59,10 @@ static int daily_work(void) {
         (void) peer_domain_key(pair[0], &peer, 1, key);
         (void) peer_check_eligible(&peer, &reason);
         FILE *f = fopen("/etc/passwd", "re");
-        if (!f || fgetc(f) == EOF || fclose(f) != 0)
+        if (!f)
+                return 4;
+        int first = fgetc(f);
+        if (fclose(f) != 0 || first == EOF)
                 return 4;
         void *p = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         return p != MAP_FAILED && munmap(p, 1 << 20) == 0 ? 0 : 5;
