@@ -5,8 +5,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "lib/sys.h"
+
 /* The agent's frames are small; what counts is the program's static TLS, which glibc places in the stack too. */
-#define AGENT_STACK_BYTES (512U << 10)
+#define AGENT_STACK_BYTES ((512U << 10) + STACK_EXTRA_BYTES)
 #define SOCKET_DEFAULT "/run/userksm/userksm.sock"
 
 enum agent_state { AGENT_NONE, AGENT_STARTING, AGENT_RUNNING, AGENT_RETIRED, AGENT_FAILED };

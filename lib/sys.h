@@ -96,6 +96,13 @@ static inline long sys_yield(void) {
         return sys_call(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
 }
 
+/* What TSan's runtime places in the stack of each thread, in a build with it. */
+#ifdef __SANITIZE_THREAD__
+#define STACK_EXTRA_BYTES (1U << 20)
+#else
+#define STACK_EXTRA_BYTES 0U
+#endif
+
 uint64_t now_usec(void);        /* CLOCK_MONOTONIC */
 uint64_t thread_cpu_usec(void); /* CPU time of the calling thread */
 

@@ -10,8 +10,10 @@
 #include <stdint.h>
 
 #include "lib/context.h"
+#include "lib/sys.h"
 
-#define WATCH_STACK_BYTES 131072U /* calls nothing deep; the program's static TLS is placed in it too */
+/* Calls nothing deep; the program's static TLS is placed in it too. */
+#define WATCH_STACK_BYTES (131072U + STACK_EXTRA_BYTES)
 
 struct watch {
         _Atomic uint32_t sequence; /* odd: a move is running */

@@ -38,7 +38,7 @@ struct content {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct content table[TABLE];
 static struct segment_file *segment;
-static uint32_t published;
+static _Atomic uint32_t published; /* grows under the lock, read without */
 static int device = -1;
 static uint32_t wrong_permille;
 static _Atomic uint64_t results[APPLY_RESTORE + 1][APPLY_STATUS_MAX_];

@@ -5,6 +5,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/eventfd.h>
 
@@ -21,12 +22,14 @@
 struct test_job {
         struct worker_job base;
         atomic_int runs;
+        atomic_bool has_begun;
         int gate; /* eventfd to wait for; -1 = none */
 };
 
 static void run(struct worker_job *base, void *scratch) {
         struct test_job *j = (struct test_job *) base;
         uint64_t v;
+        atomic_store(&j->has_begun, true);
         if (scratch)
                 memset(scratch, 1, 64);
         if (j->gate >= 0)
@@ -140,7 +143,7 @@ static void test_stop_gives_back(void **state) {
         struct workers *p;
         assert_int_equal(workers_new(1, 64, wake, &fd, &p), 0);
         workers_submit(p, &running.base);
-        while (__atomic_load_n(&running.base.started_usec, __ATOMIC_RELAXED) == 0)
+        while (!atomic_load(&running.has_begun))
                 ;
         workers_submit(p, &queued.base);
         wake(&gate); /* workers_stop waits for the running one; whether the queued one still runs is a race */
