@@ -10,7 +10,7 @@ import re
 import subprocess
 import time
 
-from guest import kernel_image, qemu_command
+from guest import qemu_command
 from measure import spawn, stop
 
 CPUS = 2
@@ -62,11 +62,11 @@ class Results:
 class Guest:
     """One boot: the cases from `first` on, until the guest is done, dies, or hangs."""
 
-    def __init__(self, directory, image, cases, first, append):
+    def __init__(self, directory, kernel, image, cases, first, append):
         self.cases, self.next = cases, first
         self.console = directory / f"console.{first}"
         self.console.touch()
-        argv = qemu_command(kernel_image(), image, self.console, MEMORY_MIB, f"userksm.first={first} {append}", cpus=CPUS)
+        argv = qemu_command(kernel, image, self.console, MEMORY_MIB, f"userksm.first={first} {append}", cpus=CPUS)
         self.booted = time.monotonic()
         self.process = spawn(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
 
@@ -107,9 +107,9 @@ class Guest:
         return self.next
 
 
-def run(directory, image, cases, results, ends_at, append=""):
+def run(directory, kernel, image, cases, results, ends_at, append=""):
     done = 0
     while done < len(cases) and time.monotonic() < ends_at:
-        done = Guest(directory, image, cases, done, append).run(results, ends_at)
+        done = Guest(directory, kernel, image, cases, done, append).run(results, ends_at)
     for case in cases[done:]:
         results.fail(case, "not begun in the time of the whole run", [])

@@ -12,9 +12,9 @@ CPU = "qemu64,-cx16"
 HERE = pathlib.Path(__file__).parent
 
 
-def kernel_image():
-    """The path of a kernel to boot; downloaded once."""
-    result = subprocess.run([HERE / "fetch-kernel"], capture_output=True, text=True)
+def kernel_image(*which):
+    """The path of a kernel to boot, `which` as fetch-kernel has it; downloaded once."""
+    result = subprocess.run([HERE / "fetch-kernel", *which], capture_output=True, text=True)
     if result.returncode == 77:
         raise Skip("guest kernel: " + result.stderr.strip().rsplit("\n", 1)[-1])
     result.check_returncode()

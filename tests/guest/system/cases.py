@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 
 from manager import (DATA_BYTES, SERVICE, SOCKET, UNITS, Redis, active, ctl, drop_in, main_pid, processes, prop, rollup_bytes, sh,
                      stats, until)
@@ -34,8 +35,9 @@ EX_NOPERM = 77
 WATCHDOG_SEC = 10
 
 
-def install():
-    """As docs/operations.md says, from the staged `meson install` on; what it made is checked by the case."""
+def install(until_failure=False):
+    """As docs/operations.md says, from the staged `meson install` on; what it made is checked by the case. Returns status and output
+    of the last command, which may be one that failed."""
     if pathlib.Path("/staged").exists():
         shutil.copytree("/staged", "/", symlinks=True, dirs_exist_ok=True)
         shutil.rmtree("/staged")
@@ -45,7 +47,12 @@ def install():
     assert len(commands) >= 4, block
     for command in commands:
         print("#", command)
-        print(sh("bash", "-euo", "pipefail", "-c", command))
+        last = sh("bash", "-euo", "pipefail", "-c", command, check=False)
+        print(last.stdout)
+        assert until_failure or last.returncode == 0, last
+        if last.returncode:
+            break
+    return last.returncode, last.stdout
 
 
 def installed():
@@ -104,6 +111,12 @@ def socket_activated():
     answer = subprocess.run(["ksmctl", "stats"], extra_groups=["userksm"], **somebody)
     assert answer.returncode == 0 and "pages_sharing 0" in answer.stdout, answer
     assert active(SERVICE)
+    # What concerns everybody is root's and the daemon's user's.
+    for change in (["set", "run=0"], ["merge", "all"], ["unmerge", "all"]):
+        denied = subprocess.run(["ksmctl", *change], extra_groups=["userksm"], **somebody)
+        assert denied.returncode == EX_NOPERM, denied
+        sh("ksmctl", *change)
+    sh("setpriv", "--reuid=userksm", "--regid=userksm", "--clear-groups", "ksmctl", "set", "run=1")
 
 
 def pair(unit="redis-server", instances=("a", "b")):
@@ -356,16 +369,20 @@ def given_up():
     notices; once it can start, everybody comes back by himself."""
     with Survives() as clients:
         drop_in(SERVICE, "[Unit]\nStartLimitIntervalSec=600\n[Service]\nExecStart=\nExecStart=/bin/false\n")
+        began = time.monotonic()
         os.kill(main_pid(), signal.SIGKILL)
         until(lambda: prop(SERVICE, "ActiveState") == "failed" and prop(SERVICE, "SubState") == "failed" and stored_fds() == 0,
               "systemd gives up")
+        gave_up = time.monotonic()
         clients.holds(connected=False)
         shutil.rmtree(UNITS / f"{SERVICE}.d")
         sh("systemctl", "daemon-reload")
         sh("systemctl", "reset-failed", SERVICE, SOCKET)
         sh("systemctl", "start", SOCKET)
+        started = time.monotonic()
         until(lambda: active(SERVICE), "an agent started the service")
         clients.holds()
+        print(f"given up after {gave_up - began:.0f} s; with the socket back, all are connected after {time.monotonic() - started:.1f} s")
         pair(instances=("c", "d"))
 
 

@@ -2,7 +2,7 @@
 """In a guest whose PID 1 is systemd: runs the cases of /plan from number userksm.first on, and prints what
 tests/guest/boots.py reads.
 
-usage: main.py [--list]      --list: names of all cases, on any machine"""
+usage: main.py [--list]      --list: all cases, on any machine"""
 import contextlib
 import io
 import os
@@ -13,7 +13,8 @@ import sys
 import time
 import traceback
 
-from cases import CASES, install, reset
+import cases
+import old_kernel
 from manager import Skipped
 
 STATUS_SKIPPED = 77
@@ -58,19 +59,21 @@ def run_case(function, seconds):
 
 
 def main():
-    by_name = {f"systemd/{f.__name__}": f for f in CASES}
+    suites = {"systemd": (cases.CASES, cases.reset), "old": (old_kernel.OLD_CASES, old_kernel.reset)}
+    by_name = {f"{suite}/{f.__name__}": (f, reset) for suite, (functions, reset) in suites.items() for f in functions}
     if sys.argv[1:] == ["--list"]:
-        print("\n".join(f.__name__ for f in CASES))
+        print("\n".join(by_name))
         return
     signal.signal(signal.SIGALRM, on_alarm)
     first = int(re.search(r"userksm\.first=(\d+)", open("/proc/cmdline").read())[1])
     plan = [line.split("\t") for line in open("/plan")][first:]
     print(f"\nuserksm-guest kernel {os.uname().release}", flush=True)
-    if plan[0][0] != "systemd/installed":
-        install()
+    if plan[0][0] not in ("systemd/installed", "old/says_what_is_missing"):
+        cases.install(until_failure=plan[0][0].startswith("old/"))
     for name, seconds, _ in plan:
         print(f"userksm-guest begin {name}", flush=True)
-        status, output = run_case(by_name[name], int(seconds))
+        function, reset = by_name[name]
+        status, output = run_case(function, int(seconds))
         for line in output.splitlines():
             print("|", line, flush=True)
         print(f"userksm-guest end {name} {status}", flush=True)
