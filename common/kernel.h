@@ -46,11 +46,11 @@ enum kernel_status { KERNEL_OK, KERNEL_MISSING, KERNEL_NOT_PERMITTED };
           "needs a kernel with CONFIG_HAVE_ARCH_USERFAULTFD_MINOR=y and CONFIG_SHMEM=y")                                \
         X(uffd_event_remove, REQUIRED, "UFFD_FEATURE_EVENT_REMOVE", "needs a kernel with CONFIG_USERFAULTFD=y")         \
         X(move_works, REQUIRED, "self-check: UFFDIO_MOVE moves pages and leaves holes",                                 \
-          "report this kernel as a bug; merging cannot work on it")                                                     \
+          "if nothing above is missing, report this kernel as a bug; merging cannot work on it")                        \
         X(scan_works, REQUIRED, "self-check: PAGEMAP_SCAN write-protects and reports each write once",                  \
-          "report this kernel as a bug; writes would be missed on it")                                                  \
+          "if nothing above is missing, report this kernel as a bug; writes would be missed on it")                     \
         X(continue_works, REQUIRED, "self-check: UFFDIO_CONTINUE maps a shared page protected, a write copies it",      \
-          "report this kernel as a bug; merging cannot work on it")                                                     \
+          "if nothing above is missing, report this kernel as a bug; merging cannot work on it")                        \
         X(membarrier, REQUIRED, "membarrier PRIVATE_EXPEDITED", "needs a kernel with CONFIG_MEMBARRIER=y, and no seccomp " \
           "filter against membarrier")                                                                                  \
         X(close_range, REQUIRED, "close_range CLOSE_RANGE_UNSHARE", "needs Linux 5.9, and no seccomp filter against it") \
