@@ -170,12 +170,21 @@ static bool is_lack(int error) {
         return error == EUSERS || error == EMFILE || error == ENFILE || error == ENOMEM;
 }
 
+/* A socket that is closed with frames unread tells its peer ECONNRESET before, and instead of, what was sent last. */
+static void discard_unread(int fd) {
+        (void) shutdown(fd, SHUT_RD); /* no more of them */
+        while (recv(fd, NULL, 0, MSG_DONTWAIT | MSG_TRUNC) > 0)
+                ;
+}
+
 void session_refuse(struct session *s, int error, const char *reason) {
         struct msg_refused refused = { .error = error };
         (void) snprintf(refused.reason, sizeof(refused.reason), "%.*s", (int) sizeof(refused.reason) - 1, reason);
         /* Best effort: the queue of a new connection is empty. */
-        if (!s->closing)
+        if (!s->closing) {
                 (void) channel_send(s->fd, MSG_REFUSED, &refused, NULL, 0, NULL, 0);
+                discard_unread(s->fd);
+        }
         /* A process that ended meanwhile fails every look at it, and nobody is refused anything. */
         bool has_ended = s->peer.pidfd >= 0 && !peer_is_alive(&s->peer);
         s->manager->n_refused += !has_ended && is_lack(error);

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -25,6 +26,9 @@
 #define NOBODY 65534
 
 static char *config_path;
+
+#define REFUSED_SESSIONS 3
+#define REFUSED_SESSIONS_TEXT "3"
 
 static void write_config(const char *text) {
         FILE *f = fopen(config_path, "we");
@@ -198,6 +202,28 @@ static void test_socket_activation(void **state) {
 }
 
 /* It stays while someone is there, and goes when the last has left. */
+/* Who is refused before its HELLO was read is told why all the same. */
+static void test_refused_unread(void **state) {
+        struct daemon_process d = { 0 };
+        const struct msg_hello hello = { .page_size = KSM_PAGE_SIZE, .comm = "early" };
+        int fds[REFUSED_SESSIONS + 1];
+        daemon_start(&d, (const char *const[]){ "--max-clients-per-uid", REFUSED_SESSIONS_TEXT, NULL });
+        _cleanup_close_ int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+        _cleanup_close_ int mem = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+        assert_int_equal(kill(d.pid, SIGSTOP), 0);
+        for (unsigned i = 0; i < ARRAY_SIZE(fds); i++) {
+                fds[i] = peer_connect(&d);
+                agent_send_hello(fds[i], &hello, pagemap, mem);
+        }
+        assert_int_equal(kill(d.pid, SIGCONT), 0);
+        struct pollfd closed = { .fd = fds[REFUSED_SESSIONS] }; /* POLLHUP */
+        assert_int_equal(poll(&closed, 1, TEST_BOUND_MSEC), 1);
+        expect_closed(fds[REFUSED_SESSIONS], EUSERS);
+        for (unsigned i = 0; i < ARRAY_SIZE(fds); i++)
+                close_fd(fds[i]);
+        daemon_stop(&d);
+}
+
 static void test_private(void **state) {
         struct daemon_process d = { 0 };
         daemon_start(&d, (const char *const[]){ "--private", NULL });
@@ -230,6 +256,7 @@ int main(int argc, char **argv) {
                 cmocka_unit_test(test_exit_statuses), cmocka_unit_test(test_missing_feature), cmocka_unit_test(test_socket_file),
                 cmocka_unit_test(test_reload),        cmocka_unit_test(test_notifications),
                 cmocka_unit_test(test_socket_activation), cmocka_unit_test(test_private),
+                cmocka_unit_test(test_refused_unread),
         };
         if (argc != 2)
                 return 64;

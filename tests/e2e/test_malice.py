@@ -297,7 +297,7 @@ def slow_ones_ended(daemon, honest, slow):
             until(lambda: evicted(daemon, slow[name], reason), 60, f"{name}: \"{reason}\" in the log")
             print(f"ok   {name}", flush=True)
     lost = sum(name in slow for name in ("uffd-memory", "fuse-memory", "fuse-descriptors"))
-    assert daemon.stats()["threads_lost"] == lost
+    until(lambda: daemon.stats()["threads_lost"] == lost, 60, f"{lost} threads hang, and no other")
     status = daemon.ctl("status").stdout
     assert f"! {lost} of the daemon's threads hang" in status or not lost, status
     if "setuid-exec" in slow:
