@@ -19,17 +19,18 @@ static unsigned run_length(const uint64_t *pages, unsigned n_pages) {
         return n;
 }
 
+#define PAGEMAP_PRESENT (1ULL << 63)
 #define PAGEMAP_EXCLUSIVE (1ULL << 56) /* mapped once */
 
-/* Which of the pages only this process maps, a bit each. One that a fork shares a moment later is copied: a page of memory. */
-static uint64_t find_exclusive(const struct process *p, const uint64_t *pages, unsigned n_pages) {
+/* Which of the pages others map too, a bit each. One that a fork shares a moment later is copied: a page of memory. */
+static uint64_t find_shared(const struct process *p, const uint64_t *pages, unsigned n_pages) {
         uint64_t entries[READER_PAGES_MAX], found = 0;
         for (unsigned i = 0; i < n_pages;) {
                 unsigned run = run_length(pages + i, n_pages - i);
                 size_t bytes = run * sizeof(entries[0]);
                 ssize_t n = pread(p->pagemap_fd, entries, bytes, (off_t) (pages[i] * sizeof(entries[0])));
                 for (unsigned k = 0; k < run && n == (ssize_t) bytes; k++)
-                        found |= (uint64_t) !!(entries[k] & PAGEMAP_EXCLUSIVE) << (i + k);
+                        found |= (uint64_t) ((entries[k] & (PAGEMAP_PRESENT | PAGEMAP_EXCLUSIVE)) == PAGEMAP_PRESENT) << (i + k);
                 i += run;
         }
         return found;
@@ -83,13 +84,13 @@ void reader_read(struct process *p, bool fast, const uint64_t *pages, unsigned n
         assert(n_pages <= READER_PAGES_MAX);
         memset(ok, 0, n_pages * sizeof(*ok));
         fast = fast && !atomic_load_explicit(&p->fast_denied, memory_order_relaxed);
-        uint64_t exclusive = fast ? find_exclusive(p, pages, n_pages) : 0;
+        uint64_t slow = fast ? find_shared(p, pages, n_pages) : ~0ULL;
         for (unsigned i = 0, run; i < n_pages; i += run) {
-                bool alone = exclusive >> i & 1;
+                bool is_slow = slow >> i & 1;
                 run = 1;
-                while (i + run < n_pages && (exclusive >> (i + run) & 1) == alone)
+                while (i + run < n_pages && (slow >> (i + run) & 1) == is_slow)
                         run++;
-                unsigned done = alone ? read_fast(p, pages + i, run, buffer + i * KSM_PAGE_SIZE) : 0;
+                unsigned done = is_slow ? 0 : read_fast(p, pages + i, run, buffer + i * KSM_PAGE_SIZE);
                 for (unsigned k = 0; k < done; k++)
                         ok[i + k] = true;
                 if (done < run)

@@ -22,7 +22,7 @@ DAEMON_FAULTS = [
     Fault("reads-to-the-front", "5.2", "what the slow path reads lands where the fast path's pages are", "daemon/sys/reader.c",
           "buffer + (i + done) * KSM_PAGE_SIZE, ok + i + done);", "buffer + i * KSM_PAGE_SIZE, ok + i + done);", ("client_memory",)),
     Fault("forks-read-apart", "I6", "what a fork shares is read by pid, which copies it", "daemon/sys/reader.c",
-          "find_exclusive(p, pages, n_pages) : 0;", "find_exclusive(p, pages, n_pages) | ~0ULL : 0;", ("client_memory",)),
+          "find_shared(p, pages, n_pages) : ~0ULL;", "find_shared(p, pages, n_pages) & 0 : ~0ULL;", ("client_memory",)),
     Fault("reads-a-reused-pid", "I4", "memory is read by a pid that may name another process", "daemon/sys/process.c",
           "        return p->pidfd >= 0 && poll(&fd, 1, 0) > 0;", "        return p->pidfd >= 0 && poll(&fd, 1, 0) < 0;", ("client_memory", "daemon_merge")),
     Fault("hung-not-replaced", "7", "workers that hang are not replaced", "daemon/manager.c",
