@@ -27,6 +27,8 @@ void registry_move(struct agent *a, uint64_t start, uint64_t end, uint64_t to, u
 int registry_retrack(struct agent *a);
 /* Adds what is eligible of the VMA's part in [start, end). */
 int registry_add_vma(struct agent *a, const struct vma *v, uint64_t start, uint64_t end);
+/* The registered part of a mapping that may be a new one. */
+void registry_track_again(struct agent *a, const struct vma *v);
 int registry_read_special(struct agent *a);
 
 /* discover.c: merge-any */

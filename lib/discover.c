@@ -46,15 +46,6 @@ uint32_t count_vmas(struct agent *a) {
         return n;
 }
 
-/* libc frees and allocates large blocks by itself: a mapping may be new at an address that is registered already. Registering what
- * is registered changes nothing. */
-static void track_again(struct agent *a, const struct vma *v) {
-        const struct interval *x = rangeset_from(&a->ranges, v->start);
-        for (; x && x < a->ranges.v + a->ranges.n && x->start < v->end; x++)
-                if (context_register(&a->track, MAX(x->start, v->start), MIN(x->end, v->end), UFFDIO_REGISTER_MODE_WP) < 0)
-                        return; /* somebody else's userfaultfd: left alone */
-}
-
 /* Calls f for every candidate not yet covered. Returns the number of VMAs seen. */
 static uint32_t walk(struct agent *a, void (*f)(struct agent *, const struct vma *, void *), void *userdata) {
         struct vma before = { 0 }, v;
@@ -62,7 +53,7 @@ static uint32_t walk(struct agent *a, void (*f)(struct agent *, const struct vma
         for (uint64_t at = 0; vma_query(a->maps_fd, at, true, &v) == 0; at = v.end, before = v, n++) {
                 if (!vma_is_candidate(&v) || own_holds(v.start))
                         continue;
-                track_again(a, &v);
+                registry_track_again(a, &v);
                 if (covered(a, v.start, v.end))
                         continue;
                 if (looks_like_stack(&before, &v)) {

@@ -134,6 +134,22 @@ int registry_add_vma(struct agent *a, const struct vma *v, uint64_t start, uint6
         return add_eligible(a, MAX(start, v->start), MIN(end, v->end));
 }
 
+/* libc frees and allocates large blocks by itself: a mapping may be new at an address that is registered already. Registering what
+ * is registered changes nothing. */
+void registry_track_again(struct agent *a, const struct vma *v) {
+        const struct interval *x = rangeset_from(&a->ranges, v->start);
+        for (; x && x < a->ranges.v + a->ranges.n && x->start < v->end; x++)
+                if (context_register(&a->track, MAX(x->start, v->start), MIN(x->end, v->end), UFFDIO_REGISTER_MODE_WP) < 0)
+                        return; /* somebody else's userfaultfd: left alone */
+}
+
+/* The part of one mapping that the program names. */
+static int advise_vma(struct agent *a, const struct vma *v, uint64_t start, uint64_t end) {
+        if (a->contexts_open && vma_is_candidate(v) && !own_holds(v->start))
+                registry_track_again(a, v);
+        return registry_add_vma(a, v, start, end);
+}
+
 int registry_register(struct agent *a, uint64_t start, uint64_t end, bool strict) {
         if (strict) {
                 int r = check_strict(a, start, end);
@@ -143,7 +159,7 @@ int registry_register(struct agent *a, uint64_t start, uint64_t end, bool strict
         struct vma v;
         for (uint64_t at = start; r == 0 && at < end && vma_query(a->maps_fd, at, true, &v) == 0 && v.start < end;
              at = v.end)
-                r = registry_add_vma(a, &v, start, end);
+                r = advise_vma(a, &v, start, end);
         return r;
 }
 

@@ -2,7 +2,7 @@
 from fault import Fault, LIB, SHIM
 
 REMERGE = ("remerge", "transitions", "discards", "hostile", "fork")
-CALLS = ("shim-calls",)
+CALLS = ("shim-merged", "shim-calls")
 
 AGENT_FAULTS = [
     # -- placing (lib/place.c, lib/hole.c) ------------------------------------------------------------------------------------
@@ -176,6 +176,8 @@ AGENT_FAULTS = [
           "        if (r == 0)\n                r = registry_unregister(a, start, end, false);\n        return r < 0 ? r : 0;", "        return r < 0 ? r : 0;", CALLS + ("accounting",)),
     Fault("release-keeps-context", "I7, 6.4", "runs that cannot be restored stay in our userfaultfd when the program wants its own", "lib/registry.c",
           "(void) context_unregister(v.segment ? &a->shared : &a->track, from, to);", "if (!v.segment)\n                        (void) context_unregister(&a->track, from, to);", CALLS),
+    Fault("advice-not-tracked-again", "I6", "what is advised at an address where libc unmapped something is never merged", "lib/registry.c",
+          "        if (a->contexts_open && vma_is_candidate(v) && !own_holds(v->start))\n                registry_track_again(a, v);\n", "", ("shim-merged",)),
     Fault("forget-keeps-book", "I7, 6.4", "unmapped pages stay in the book", "lib/registry.c",
           "void registry_forget(struct agent *a, uint64_t start, uint64_t end) {\n        book_forget(start, end);\n",
           "void registry_forget(struct agent *a, uint64_t start, uint64_t end) {\n", LIB + CALLS + SHIM),
@@ -272,7 +274,7 @@ AGENT_FAULTS = [
           "                a->reporting = more;", "                a->reporting = false;", ("recovery",)),
 
     # -- the shim's wrappers (lib/preload/) ---------------------------------------------------------------------------------------------------------------
-    ] + [Fault(name, "I7, 6.0" if "unlocked" in name else "I7, 6.4", text, f"lib/preload/{file}", old, new, CALLS + tests) for name, text, file, old, new, tests in (
+    ] + [Fault(name, "I7, 6.0" if "unlocked" in name else "I7, 6.4", text, f"lib/preload/{file}", old, new, (("shim_lock",) if "unlocked" in name else ()) + CALLS + tests) for name, text, file, old, new, tests in (
         ("map-fixed-unnoted", "the agent is not told of what MAP_FIXED replaces", "mapping.c",
          "                        note_unmapped(span.start, span.end);\n        }\n        leave();\n        return p;", "                        ;\n        }\n        leave();\n        return p;", SHIM),
         ("brk-unnoted", "the agent is not told of what brk gives back", "mapping.c",

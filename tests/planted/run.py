@@ -250,6 +250,7 @@ def main():
         return 0
     if stale(chosen) or arguments.check:
         return 1 if stale(chosen, True) else 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # nothing that a test started stays
     tree = Tree(arguments.tree)
     survivors, end = 0, time.monotonic() + arguments.seconds
     for f in chosen:
