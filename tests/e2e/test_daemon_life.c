@@ -84,6 +84,25 @@ static void test_missing_feature(void **state) {
         assert_int_equal(status, 0);
 }
 
+/* As the kernel says it. Under a sanitizer the daemon has none. */
+static void test_sandboxed(void **state) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+        print_message("no system call filter under a sanitizer\n");
+        skip();
+#endif
+        struct daemon_process d = { 0 };
+        char path[64], text[4096];
+        daemon_start(&d, NULL);
+        (void) snprintf(path, sizeof(path), "/proc/%d/status", (int) d.pid);
+        FILE *f = fopen(path, "re");
+        assert_non_null(f);
+        text[fread(text, 1, sizeof(text) - 1, f)] = '\0';
+        (void) fclose(f);
+        assert_non_null(strstr(text, "\nNoNewPrivs:\t1\n"));
+        assert_non_null(strstr(text, "\nSeccomp:\t2\n"));
+        daemon_stop(&d);
+}
+
 /* One's own socket file goes at the end; a stale one is replaced; a living daemon's is not touched. */
 static void test_socket_file(void **state) {
         struct daemon_process d = { 0 }, second;
@@ -254,6 +273,7 @@ static int teardown(void **state) {
 int main(int argc, char **argv) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_exit_statuses), cmocka_unit_test(test_missing_feature), cmocka_unit_test(test_socket_file),
+                cmocka_unit_test(test_sandboxed),
                 cmocka_unit_test(test_reload),        cmocka_unit_test(test_notifications),
                 cmocka_unit_test(test_socket_activation), cmocka_unit_test(test_private),
                 cmocka_unit_test(test_refused_unread),

@@ -227,6 +227,14 @@ static void test_consent(void **state) {
         assert_true(fast);
         assert_int_equal(process_of("/proc/self/pagemap", "/proc/self/mem", getppid(), &fast), 0);
         assert_false(fast);
+        pid_t child = fork();
+        assert_true(child >= 0);
+        if (child == 0)
+                wait_to_be_killed();
+        (void) snprintf(mem, sizeof(mem), "/proc/%d/mem", (int) child);
+        assert_int_equal(process_of("/proc/self/pagemap", mem, getpid(), &fast), -EINVAL);
+        (void) kill(child, SIGKILL);
+        assert_int_equal(waitpid(child, NULL, 0), child);
         assert_non_null(mkdtemp(directory));
         (void) snprintf(path, sizeof(path), "%s/%d", directory, (int) getpid());
         (void) snprintf(pagemap, sizeof(pagemap), "%s/pagemap", path);

@@ -329,6 +329,21 @@ static void test_extents(void **state) {
         assert_int_equal(apply(APPLY_MERGE, e, 2), CODEC_VALUE);
 }
 
+static void test_runs(void **state) {
+        struct run_element e = { .page = 64 + 54, .n_pages = 10, .inode = 1 };
+        struct msg_runs runs = { 0 };
+        struct frame f;
+
+        assert_int_equal(decode(frame_encode(packet, sizeof(packet), MSG_RUNS, &runs, &e, 1), &f), CODEC_OK);
+        e.n_pages = 11; /* into the next block */
+        assert_int_equal(decode(frame_encode(packet, sizeof(packet), MSG_RUNS, &runs, &e, 1), &f), CODEC_VALUE);
+        e.n_pages = 10;
+        e.slot = SEGMENT_SLOTS_MAX - 10;
+        assert_int_equal(decode(frame_encode(packet, sizeof(packet), MSG_RUNS, &runs, &e, 1), &f), CODEC_OK);
+        e.slot++; /* its last page is behind the last slot */
+        assert_int_equal(decode(frame_encode(packet, sizeof(packet), MSG_RUNS, &runs, &e, 1), &f), CODEC_VALUE);
+}
+
 static void test_client_order(void **state) {
         struct client_element c[3] = { { .client = 1 }, { .client = 5 }, { .client = 5 } };
         struct msg_clients_reply reply = { 0 };
@@ -391,6 +406,7 @@ int main(void) {
                 cmocka_unit_test(test_bad_fields),
                 cmocka_unit_test(test_text),
                 cmocka_unit_test(test_extents),
+                cmocka_unit_test(test_runs),
                 cmocka_unit_test(test_client_order),
                 cmocka_unit_test(test_random_bytes),
                 cmocka_unit_test(test_mutated_frames),

@@ -4,9 +4,11 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -69,6 +71,29 @@ static void test_life(void **state) {
         assert_int_equal(munmap((void *) seen, SLOTS * KSM_PAGE_SIZE), 0);
 }
 
+/* A file with the bytes of a segment, label and all, is none: whoever may write to the disk could change it. */
+static void test_no_memfd(void **state) {
+        static uint8_t bytes[(SLOTS + 1) * KSM_PAGE_SIZE];
+        char name[] = "segment-XXXXXX", key[SEGMENT_KEY_BYTES];
+        struct segment_file *s, *adopted = NULL;
+        size_t key_size;
+        const char *reason = NULL;
+        assert_int_equal(segment_file_new(SLOTS, "key", 3, &s), 0);
+        assert_int_equal(pread(s->client_fd, bytes, sizeof(bytes), 0), sizeof(bytes));
+        int fd = mkstemp(name);
+        assert_true(fd >= 0);
+        assert_int_equal(write(fd, bytes, sizeof(bytes)), sizeof(bytes));
+        assert_int_equal(fchmod(fd, 0400), 0);
+        close_fd(fd);
+        fd = open(name, O_RDONLY | O_CLOEXEC);
+        assert_int_equal(unlink(name), 0);
+        assert_int_equal(segment_file_adopt(fd, &adopted, key, &key_size, &reason), -EINVAL);
+        assert_non_null(reason);
+        assert_null(adopted);
+        close_fd(fd);
+        s = segment_file_free(s);
+}
+
 static void test_bounds(void **state) {
         struct segment_file *s = NULL;
         assert_int_equal(segment_file_new(0, NULL, 0, &s), -EINVAL);
@@ -105,6 +130,7 @@ static void test_digest(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_life),
+                cmocka_unit_test(test_no_memfd),
                 cmocka_unit_test(test_bounds),
                 cmocka_unit_test(test_zero_page),
                 cmocka_unit_test(test_digest),

@@ -56,6 +56,10 @@ static void test_secrets(void **state) {
         assert_int_equal(store_domain_open(&s, 1, KEY, strlen(KEY), &a), 0);
         assert_true(digest_page(&a->secret, page) != old);
         store_domain_unref(a);
+        /* Who shares with nobody has no key that would mean the same to the next daemon. */
+        assert_int_equal(store_domain_open(&s, 3, "alone=5", strlen("alone=5"), &a), 0);
+        assert_int_equal(a->key_size, 0);
+        store_domain_unref(a);
         store_done(&s);
 }
 
