@@ -208,22 +208,25 @@ def remembered(fault):
 
 
 def print_table(chosen):
-    print("| what is broken | fault | in | killed by |\n|---|---|---|---|")
+    print("| fault | what it does | breaks | in | killed by |\n|---|---|---|---|---|")
     for f in chosen:
         killer, how = remembered(f) or (None, "not run")
-        print(f"| {f.breaks} | {f.text} | `{f.file}` | {f'`{killer}`, {how}' if killer else '**' + how + '**'} |")
+        found = f"`{killer}`, {how}" if killer else "**" + how.partition("\n")[0] + "**"
+        print(f"| `{f.name}` | {f.text} | {f.breaks} | `{f.file}` | {found} |")
 
 
 def print_summary(chosen):
     print("| source | faults | killed by |\n|---|---|---|")
     rows = {}
     for f in chosen:
-        rows.setdefault(f.file, []).append((remembered(f) or (None, ""))[0])
+        killer, _ = remembered(f) or ("not run", "")
+        rows.setdefault(f.file, []).append(killer)
     for file, killers in sorted(rows.items()):
         counts = collections.Counter(killers).most_common()
-        print(f"| `{file}` | {len(killers)} | {', '.join(f'`{k}` {n}' if k else f'**nobody** {n}' for k, n in counts)} |")
-    killed = sum(k is not None for killers in rows.values() for k in killers)
-    print(f"| all | {len(chosen)} | {killed} killed |")
+        print(f"| `{file}` | {len(killers)} | {', '.join(f'{k} {n}' if k else f'**nobody** {n}' for k, n in counts)} |")
+    killed = sum(k not in (None, "not run") for killers in rows.values() for k in killers)
+    unknown = sum(remembered(f) is None for f in chosen)
+    print(f"| all | {len(chosen)} | {killed} killed, {len(chosen) - killed - unknown} survived, {unknown} not run |")
 
 
 def main():
