@@ -170,6 +170,9 @@ void events_prepare_fork(struct agent *a) {
         agent_drain(a);
         if (!a->contexts_open || !book_take_any_removed())
                 return;
+        /* Noted, and its zap still to come: that page looks as if it had been written since. The child must look at all of them. */
+        if (map_lock_any_inside())
+                book_leave_removed();
         struct book_walk w = { .start = 0, .end = UINT64_MAX };
         uint64_t block, mask;
         while (book_walk_next(&w, &block, &mask))

@@ -79,7 +79,7 @@ class Difference(Exception):
 
 def illegal(run, program):
     """Races are judged by the program itself: 1 = legal."""
-    family = program[program.index("--family") + 1] if "--family" in program else open(program[1]).readline().split()[1]
+    family = text_of(program)[0].split()[1]
     if family != "race":
         return None
     return next((i for i, r in enumerate(run.records()) if r[0] != 1), None)
