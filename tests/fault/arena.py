@@ -29,6 +29,10 @@ class Failure(Exception):
     pass
 
 
+class Waited(Failure):
+    """Somebody waited too long: for us, or for whom the machine gave no processor while he held a lock of the kernel."""
+
+
 def until(condition, what, seconds=BOUND, pause=0.01):
     end = time.monotonic() + seconds
     while True:
@@ -274,7 +278,7 @@ class Arena:
         self.worst_usec = max(self.worst_usec, worst)
         if worst > bound_usec:
             waits = [(self.board.get(i, "longest_usec"), self.board.get(i, "call_usec")) for i in range(len(self.clients))]
-            raise Failure(f"somebody waited {worst} us (longest access, call of each client: {waits})")
+            raise Waited(f"somebody waited {worst} us (longest access, call of each client: {waits})")
 
     def check_lives(self):
         for i, client in enumerate(self.clients):

@@ -316,7 +316,7 @@ def play_some(combinations, played, supervised):
                 r.run()
                 played.results.append((side, name, action, r.passes, r.slow, time.monotonic() - started, None, ""))
             except Exception as e:  # one report a failure, whatever its kind
-                played.results.append((side, name, action, 0, isinstance(e, NotPassed), time.monotonic() - started,
+                played.results.append((side, name, action, 0, isinstance(e, (NotPassed, a.Waited)), time.monotonic() - started,
                                        f"{type(e).__name__}: {e}", field.said()))
                 return n
             played.worst_usec = max(played.worst_usec, field.worst_usec)
@@ -349,7 +349,7 @@ class Tally:
 
 
 def play_all(wanted, args, tally):
-    """Returns what was slow, or not passed in time."""
+    """Returns what was slow: waits, passes, or not passed in time."""
     sides = [], []
     for i, c in enumerate(wanted):
         sides[c[1] in SUPERVISED or i % 2].append(c)
@@ -405,7 +405,7 @@ def main():
     started = time.monotonic()
     tally = Tally()
     slow = play_all(wanted, args, tally)
-    for _ in range(SLOW_TRIES):  # each once more: slow every time is slow, once is a busy machine
+    for _ in range(SLOW_TRIES):  # each once more: every time is us, once is a busy machine
         slow = play_all(slow, args, tally) if slow else []
     unreached = [name for _, name in points if not tally.reached[name]] if not args.point else []
     print(f"{tally.done} of {len(wanted)} combinations in {time.monotonic() - started:.0f} s; passes until merged again: "
@@ -413,7 +413,7 @@ def main():
     for name in unreached:
         print(f"FAIL {name}: no run ever reached it")
     for _, name, action in slow:
-        print(f"FAIL {name}:{action}: not passed, or merged again only after more than {PASSES_MAX} passes, {SLOW_TRIES + 1} times")
+        print(f"FAIL {name}:{action}: not passed, somebody waited, or more than {PASSES_MAX} passes, {SLOW_TRIES + 1} times")
     for name, action in tally.failures:
         print(f"failed: {name}:{action}")
     sys.exit(1 if tally.failures or unreached or slow else 0)
