@@ -78,9 +78,9 @@ void agent_note_objects(void);
 /* Address ranges never to be merged, kept for discovery: thread stacks. Async, cheap, inside the lock or not. */
 void agent_note_stack(uint64_t start, uint64_t length);
 
-/* madvise(MADV_DONTFORK / MADV_DOFORK) succeeded on the range: merging goes on, replaced pages keep the attribute. QEMU
- * does this to guest memory. Async, inside the lock. */
-void agent_note_dontfork(uint64_t start, uint64_t length, bool dontfork);
+/* madvise(MADV_DONTFORK, DOFORK, HUGEPAGE or NOHUGEPAGE) succeeded on the range: merging goes on, replaced pages keep the attribute.
+ * QEMU does this to guest memory. Async, inside the lock. */
+void agent_note_advice(uint64_t start, uint64_t length, int advice);
 
 /* In a forked child whose agent has no contexts (yet): make [start, start + length) read as zeros where it is merged (what
  * MADV_DONTNEED must do); inside the mapping lock. 0 or -errno. No-op where nothing is merged. */

@@ -135,8 +135,10 @@ void agent_note_stack(uint64_t start, uint64_t length) {
         note(NOTE_EXCLUDE, start, length);
 }
 
-void agent_note_dontfork(uint64_t start, uint64_t length, bool dontfork) {
-        note(dontfork ? NOTE_DONTFORK : NOTE_DOFORK, start, length);
+void agent_note_advice(uint64_t start, uint64_t length, int advice) {
+        note(advice == MADV_DONTFORK ? NOTE_DONTFORK
+             : advice == MADV_DOFORK ? NOTE_DOFORK
+             : advice == MADV_HUGEPAGE ? NOTE_HUGEPAGE : NOTE_NOHUGEPAGE, start, length);
 }
 
 /* Until its agent has contexts nobody hears a discard in a forked child. */

@@ -137,8 +137,9 @@ PUBLIC int userksm_madvise(void *addr, size_t length, int advice) {
         if (advice == MADV_DONTNEED)
                 (void) agent_discard_local(start, length);
         int r = madvise(addr, length, advice);
-        if ((r == 0 || errno == ENOMEM) && (advice == MADV_DONTFORK || advice == MADV_DOFORK))
-                agent_note_dontfork(start, length, advice == MADV_DONTFORK);
+        if ((r == 0 || errno == ENOMEM) &&
+            (advice == MADV_DONTFORK || advice == MADV_DOFORK || advice == MADV_HUGEPAGE || advice == MADV_NOHUGEPAGE))
+                agent_note_advice(start, length, advice);
         map_leave();
         return r;
 }

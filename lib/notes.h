@@ -7,7 +7,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum note_kind { NOTE_NOTHING, NOTE_UNMAPPED, NOTE_EXCLUDE, NOTE_DONTFORK, NOTE_DOFORK, NOTE_MOVED, NOTE_MOVED_KEEPING };
+enum note_kind { NOTE_NOTHING, NOTE_UNMAPPED, NOTE_EXCLUDE, NOTE_DONTFORK, NOTE_DOFORK, NOTE_HUGEPAGE, NOTE_NOHUGEPAGE,
+                 NOTE_MOVED, NOTE_MOVED_KEEPING };
 
 struct note {
         enum note_kind kind;

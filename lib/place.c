@@ -30,12 +30,18 @@ bool next_slots(const struct advice *d, uint64_t mask, unsigned *at, unsigned *n
         return true;
 }
 
-void place_put_advice_back(struct agent *a, uint64_t start, uint64_t end) {
-        const struct interval *x = rangeset_from(&a->dontfork, start);
-        for (; x && x < a->dontfork.v + a->dontfork.n && x->start < end; x++) {
+static void put_back(const struct rangeset *s, uint64_t start, uint64_t end, int advice) {
+        const struct interval *x = rangeset_from(s, start);
+        for (; x && x < s->v + s->n && x->start < end; x++) {
                 uint64_t from = MAX(x->start, start), to = MIN(x->end, end);
-                (void) sys_madvise(from, to - from, MADV_DONTFORK);
+                (void) sys_madvise(from, to - from, advice);
         }
+}
+
+void place_put_advice_back(struct agent *a, uint64_t start, uint64_t end) {
+        put_back(&a->dontfork, start, end, MADV_DONTFORK);
+        put_back(&a->huge, start, end, MADV_HUGEPAGE);
+        put_back(&a->nohuge, start, end, MADV_NOHUGEPAGE);
 }
 
 enum apply_status place_slots(struct advice *d, unsigned at, unsigned n) {
@@ -50,7 +56,7 @@ enum apply_status place_slots(struct advice *d, unsigned at, unsigned n) {
                 return (enum apply_status) errno_status((int) r);
         b->merged |= run_bits(at, n);
         b->removed &= ~run_bits(at, n);
-        place_put_advice_back(a, start, end);
+        put_back(&a->dontfork, start, end, MADV_DONTFORK); /* about huge pages it says nothing here, and runs must fuse */
         fault_point(FAULT_hole_mapped);
         return APPLY_OK;
 }

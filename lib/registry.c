@@ -14,6 +14,10 @@ static void on_special(void *userdata, uint64_t start, uint64_t end, unsigned sp
                 (void) rangeset_add(&a->excluded, start, end);
         if (special & VMA_DONTFORK)
                 (void) rangeset_add(&a->dontfork, start, end);
+        if (special & VMA_HUGEPAGE)
+                (void) rangeset_add(&a->huge, start, end);
+        if (special & VMA_NOHUGEPAGE)
+                (void) rangeset_add(&a->nohuge, start, end);
 }
 
 /* Attributes that only smaps shows: what forbids merging becomes excluded. Under the shim this is read once: every later change
@@ -231,6 +235,8 @@ void registry_forget(struct agent *a, uint64_t start, uint64_t end) {
         book_forget(start, end);
         (void) rangeset_remove(&a->excluded, start, end);
         (void) rangeset_remove(&a->dontfork, start, end);
+        (void) rangeset_remove(&a->huge, start, end);
+        (void) rangeset_remove(&a->nohuge, start, end);
         (void) rangeset_remove(&a->released, start, end);
         forget_range(a, start, end);
 }
@@ -254,9 +260,11 @@ static void add_all(struct rangeset *s, struct rangeset *pieces) {
 
 /* What travels: registration and the attributes that forbid merging or come back after it. keep: MREMAP_DONTUNMAP. */
 void registry_move(struct agent *a, uint64_t start, uint64_t end, uint64_t to, uint64_t to_end, bool keep) {
-        struct rangeset ranges = { 0 }, dontfork = { 0 }, excluded = { 0 }, released = { 0 };
+        struct rangeset ranges = { 0 }, dontfork = { 0 }, huge = { 0 }, nohuge = { 0 }, excluded = { 0 }, released = { 0 };
         pieces_moved(&a->ranges, start, end, to, to_end, &ranges);
         pieces_moved(&a->dontfork, start, end, to, to_end, &dontfork);
+        pieces_moved(&a->huge, start, end, to, to_end, &huge);
+        pieces_moved(&a->nohuge, start, end, to, to_end, &nohuge);
         pieces_moved(&a->excluded, start, end, to, to_end, &excluded);
         pieces_moved(&a->released, start, end, to, to_end, &released);
         if (keep)
@@ -264,6 +272,8 @@ void registry_move(struct agent *a, uint64_t start, uint64_t end, uint64_t to, u
         else
                 registry_forget(a, start, end);
         add_all(&a->dontfork, &dontfork);
+        add_all(&a->huge, &huge);
+        add_all(&a->nohuge, &nohuge);
         add_all(&a->excluded, &excluded);
         add_all(&a->released, &released);
         for (uint32_t i = 0; i < ranges.n; i++)

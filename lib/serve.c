@@ -31,6 +31,14 @@ void agent_consume_notes(struct agent *a) {
                 case NOTE_DOFORK:
                         (void) rangeset_remove(&a->dontfork, n.start, n.end);
                         break;
+                case NOTE_HUGEPAGE:
+                        (void) rangeset_remove(&a->nohuge, n.start, n.end);
+                        (void) rangeset_add(&a->huge, n.start, n.end);
+                        break;
+                case NOTE_NOHUGEPAGE:
+                        (void) rangeset_remove(&a->huge, n.start, n.end);
+                        (void) rangeset_add(&a->nohuge, n.start, n.end);
+                        break;
                 }
         }
 }

@@ -44,6 +44,7 @@ struct agent {
         struct rangeset excluded; /* never to be merged: stacks, mlocked, ... */
         struct rangeset released; /* those of them that the program's own userfaultfd was let in to */
         struct rangeset dontfork; /* VM_DONTCOPY: put back on what replaces pages */
+        struct rangeset huge, nohuge; /* MADV_HUGEPAGE, MADV_NOHUGEPAGE: the same, on anonymous memory */
         struct segments segments;
 
         /* the connection */

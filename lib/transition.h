@@ -75,7 +75,8 @@ bool next_slots(const struct advice *d, uint64_t mask, unsigned *at, unsigned *n
 enum apply_status place_slots(struct advice *d, unsigned at, unsigned n);
 /* Replaces pages of a merged run by nothing: anonymous memory that was never touched. */
 enum apply_status place_nothing(struct transition *t, unsigned at, unsigned n);
-/* MADV_DONTFORK, which a new mapping does not have; before a fork can see it, because fork waits for the mapping lock. */
+/* MADV_DONTFORK, HUGEPAGE and NOHUGEPAGE, which new anonymous memory does not have; before a fork can see it, because fork waits for
+ * the mapping lock. */
 void place_put_advice_back(struct agent *a, uint64_t start, uint64_t end);
 /* Whatever lies there goes into `shared`. */
 void place_share(struct agent *a, uint64_t start, uint64_t end);

@@ -81,14 +81,14 @@ static uint64_t parse_hex(const char **p) {
 }
 
 /* What MAP_FIXED would lose, or what must not be shared: locked, wipeonfork, dontdump, hugetlb, sealed, io memory, raw pfns,
- * mixed map. dontfork is put back by the transitions. */
+ * mixed map. dontfork and huge page advice are put back by the transitions. */
 static const struct {
         char flag[3];
         unsigned special;
 } special_flags[] = {
         { "lo", VMA_FORBIDDEN }, { "wf", VMA_FORBIDDEN }, { "dd", VMA_FORBIDDEN }, { "ht", VMA_FORBIDDEN },
         { "sl", VMA_FORBIDDEN }, { "io", VMA_FORBIDDEN }, { "pf", VMA_FORBIDDEN }, { "mm", VMA_FORBIDDEN },
-        { "dc", VMA_DONTFORK },
+        { "dc", VMA_DONTFORK }, { "hg", VMA_HUGEPAGE }, { "nh", VMA_NOHUGEPAGE },
 };
 
 static unsigned special_of(const char *p) {

@@ -27,6 +27,8 @@ int vma_prot(const struct vma *v); /* PROT_* */
 enum vma_special {
         VMA_FORBIDDEN = 1, /* locked, WIPEONFORK, DONTDUMP, hugetlb, sealed, device, protection key: left alone */
         VMA_DONTFORK = 2,  /* must stay so when its pages are replaced (QEMU marks guest memory like this) */
+        VMA_HUGEPAGE = 4,
+        VMA_NOHUGEPAGE = 8,
 };
 /* Reads smaps from fd and calls f for every VMA with one of the above. buffer: scratch space. Cost: the kernel walks every
  * page table of the process. 0 or -errno. */

@@ -171,11 +171,11 @@ static int advise_plain(void *addr, size_t length, int advice) {
         return r;
 }
 
-static int advise_dontfork(void *addr, size_t length, int advice, const struct span *span) {
+static int advise_kept(void *addr, size_t length, int advice, const struct span *span) {
         enter();
         int r = REAL(madvise)(addr, length, advice);
         if (r == 0 || errno == ENOMEM) /* ENOMEM: done, and there were gaps */
-                agent_note_dontfork(span->start, span->end - span->start, advice == MADV_DONTFORK);
+                agent_note_advice(span->start, span->end - span->start, advice);
         leave();
         return r;
 }
@@ -187,7 +187,7 @@ enum treatment {
         TREAT_RESTORE,  /* fails or means something else on a file mapping */
         TREAT_GUARD,    /* drops pages, and never ends on a merged run */
         TREAT_EXCLUDE,  /* sets what a replaced mapping would lose */
-        TREAT_DONTFORK, /* set on merged memory too, and by the agent again when it replaces a mapping (QEMU's guest RAM) */
+        TREAT_KEEP,     /* set on merged memory too, and by the agent again when it replaces a mapping (QEMU's guest RAM) */
         TREAT_MERGE,
 };
 
@@ -208,7 +208,9 @@ static enum treatment treatment_of(int advice) {
                 return TREAT_EXCLUDE;
         case MADV_DONTFORK:
         case MADV_DOFORK:
-                return TREAT_DONTFORK;
+        case MADV_HUGEPAGE:
+        case MADV_NOHUGEPAGE:
+                return TREAT_KEEP;
         case MADV_MERGEABLE:
         case MADV_UNMERGEABLE:
                 return TREAT_MERGE;
@@ -228,8 +230,8 @@ static int advise(void *addr, size_t length, int advice) {
                 return advise_dontneed(addr, length, advice, &span);
         if (treatment == TREAT_GUARD)
                 return advise_guard(addr, length);
-        if (treatment == TREAT_DONTFORK)
-                return advise_dontfork(addr, length, advice, &span);
+        if (treatment == TREAT_KEEP)
+                return advise_kept(addr, length, advice, &span);
         if (treatment == TREAT_EXCLUDE && agent_running()) {
                 (void) REQUEST(agent_exclude(span.start, span.end - span.start));
                 return advise_plain(addr, length, advice);

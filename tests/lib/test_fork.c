@@ -179,7 +179,7 @@ static void test_discard_without_agent(void **state) {
 /* What the child does not get it must not believe to have. */
 static void test_dontfork(void **state) {
         pretend_merged(FAR_AWAY);
-        agent_note_dontfork(FAR_AWAY, LENGTH, true);
+        agent_note_advice(FAR_AWAY, LENGTH, MADV_DONTFORK);
         pid_t pid = fork();
         if (!pid)
                 _exit(book_any_merged(FAR_AWAY, FAR_AWAY + LENGTH));
