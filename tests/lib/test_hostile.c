@@ -106,7 +106,10 @@ static void test_spliced_huge_page(void **state) {
         assert_int_equal(pipe(fd), 0);
         struct iovec v = { page_at(b, 5), KSM_PAGE_SIZE };
         assert_int_equal(vmsplice(fd[1], &v, 1, 0), KSM_PAGE_SIZE);
-        merge(b);
+        uint8_t status[64];
+        uint64_t before = now_usec();
+        (void) apply_once(APPLY_MERGE, b, 0, PAGES, 0, status); /* on such a kernel asking again takes as long each time */
+        assert_true(now_usec() - before < HANG_USEC);
         assert_block(b, 0, PAGES);
         fill(want, 5);
         assert_int_equal(read(fd[0], got, sizeof(got)), sizeof(got));
