@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 PARALLEL = ("unit", "sim")
-ON_REQUEST = ("guest",)
+ON_REQUEST = ("guest", "shadow-long")
 SKIPPED = 77
 REPORT_CHARS = 8000
 

@@ -32,6 +32,10 @@ EXEMPTIONS = [
     Exemption("MADV_FREE",
               "What is read between MADV_FREE and the next write, the old bytes or zeros, is the kernel's choice in both; each page must "
               "be one of the two."),
+    Exemption("MADV_FREE of pages that may be pinned",
+              "Succeeds without freeing where a page was copied on write inside a merged run and cannot be restored; then also where "
+              "another mapping of the range would have made the kernel say EINVAL.",
+              frozenset({("free_lazily", errno.EINVAL, 0)})),
     Exemption("missing zeros",
               "A merged page of zeros is absent. A userfaultfd of the program that is registered later for missing pages hears of an access to "
               "it, though the program had once written zeros there. Programs fill or discard what they register."),
