@@ -4,6 +4,7 @@ import json
 import mmap
 import os
 import pathlib
+import shutil
 import signal
 import struct
 import subprocess
@@ -375,6 +376,7 @@ class Arena:
         if self.manager:
             self.manager.close()
         self.log.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def said(self, n=3000):
         return (self.directory / "log").read_text(errors="replace")[-n:]

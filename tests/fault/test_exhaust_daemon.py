@@ -15,6 +15,7 @@ import errno
 import multiprocessing
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +72,7 @@ def starts(name):
     page = FaultPage(directory / "faults")
     for n in range(1, STARTS_MAX):
         if not start_once(directory, page, name, n):
+            shutil.rmtree(directory)
             return n - 1
     raise Failure(f"{name}: every start gets further than {STARTS_MAX} calls")
 
