@@ -296,7 +296,7 @@ static void answer_publish(struct world *w, const struct core_publish *u) {
         }
         meanwhile(w, MEANWHILE_PUBLISHED);
         s = segment_of(w, u->segment);
-        MUST(s->is_open && !s->is_sealed);
+        MUST(s && s->is_open && !s->is_sealed);
         core_publish_done(w->core, u->op, w->now_usec, results, 0);
 }
 
