@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 """Runs meson's suites build by build, prints every skip with its reason, and ends with the counts.
 
-usage: run_tests.py --run BUILD_DIR [SUITE...] [--run BUILD_DIR [SUITE...]]...
+usage: run_tests.py --run BUILD_DIR[:SETUP] [SUITE | SUITE/TEST]... [--run ...]...
 
-Without a SUITE all run but those of ON_REQUEST, which take minutes and look at another machine than this one.
+SETUP is one of meson's test setups (valgrind). Without a SUITE all run but those of ON_REQUEST: `guest` looks at another machine than
+this one, `shadow-long` takes hours, `static` looks at no machine.
 Suites that look at the machine (all but the first two) run one test at a time: two that measure memory, or load the
 kernel's userfaultfd, would disturb each other and the answer."""
 import json
@@ -14,9 +15,10 @@ import subprocess
 import sys
 
 PARALLEL = ("unit", "sim")
-ON_REQUEST = ("guest", "shadow-long")
+ON_REQUEST = ("guest", "shadow-long", "static")
 SKIPPED = 77
 REPORT_CHARS = 8000
+TSAN_SUPPRESSIONS = pathlib.Path(__file__).resolve().parent.parent / "tests/tsan.supp"
 
 
 def suites_of(build):
@@ -32,11 +34,14 @@ def reason(record):
     return (said or lines or ["no reason given"])[-1]
 
 
-def run_suite(build, suite):
-    """Returns (passed, failed, skipped) counts; every test is printed by meson as it ends."""
-    print(f"\n== {build}: {suite}", flush=True)
-    command = ["meson", "test", "-C", build, "--no-rebuild", "--print-errorlogs", "--suite", suite,
-               f"--logbase=log-{suite}"]
+def run_suite(build, setup, suite, tests):
+    """Returns (passed, failed, skipped) counts; every test is printed by meson as it ends. Without tests: all of the suite."""
+    print(f"\n== {build}: {suite}{' under ' + setup if setup else ''}", flush=True)
+    logbase = f"log-{suite}"
+    command = ["meson", "test", "-C", build, "--no-rebuild", "--print-errorlogs", "--suite", suite, f"--logbase={logbase}", *tests]
+    if setup:
+        command.append(f"--setup={setup}")
+        logbase += f"-{setup}"  # which meson appends
     if suite not in PARALLEL:
         command.append("--num-processes=1")
     # A sanitizer's report goes to a file, whichever process it is about and whoever looks at its exit status.
@@ -47,8 +52,9 @@ def run_suite(build, suite):
     log_path = f"log_path={reports}/report"
     # meson fills malloc'ed memory with a random byte unless told not to: pages of programs would differ by run.
     environment = dict(os.environ, UBSAN_OPTIONS=f"halt_on_error=1:print_stacktrace=1:{log_path}", ASAN_OPTIONS=log_path,
+                       TSAN_OPTIONS=f"suppressions={TSAN_SUPPRESSIONS}:{log_path}",
                        MALLOC_PERTURB_="0")
-    log = pathlib.Path(build, "meson-logs", f"log-{suite}.json")
+    log = pathlib.Path(build, "meson-logs", f"{logbase}.json")
     log.unlink(missing_ok=True)
     status = subprocess.run(command, stdin=subprocess.DEVNULL, env=environment).returncode
     passed = failed = skipped = 0
@@ -82,13 +88,17 @@ def main():
         else:
             runs[-1].append(argument)
     totals = [0, 0, 0]
-    for build, *wanted in runs:
+    for place, *wanted in runs:
+        build, _, setup = place.partition(":")
         known = suites_of(build)
-        unknown = [s for s in wanted if s not in known]
+        tests = {}
+        for suite, _, test in (s.partition("/") for s in wanted):
+            tests.setdefault(suite, []).extend([test] if test else [])
+        unknown = [s for s in tests if s not in known]
         if unknown:
             sys.exit(f"{build}: no suite {', '.join(unknown)}; there are: {', '.join(known)}")
-        for suite in [s for s in known if s in (wanted or set(known) - set(ON_REQUEST))]:
-            totals = [a + b for a, b in zip(totals, run_suite(build, suite))]
+        for suite in [s for s in known if s in (tests or set(known) - set(ON_REQUEST))]:
+            totals = [a + b for a, b in zip(totals, run_suite(build, setup, suite, tests.get(suite, [])))]
     print(f"\n{totals[0]} passed, {totals[1]} failed, {totals[2]} skipped")
     return 1 if totals[1] or sum(totals) == 0 else 0
 
