@@ -88,6 +88,23 @@ static void test_restore_of_empty_entries(void **state) {
         drop(b);
 }
 
+/* Discarded, filled and merged again: what the kernel takes away from it later is not what was discarded. */
+static void test_merged_again(void **state) {
+        uint8_t *b = merged_block(), status[64];
+        run(discard, b);
+        run(touch, b);
+        for (unsigned i = 0; i < PAGES; i++)
+                fill(b + i * KSM_PAGE_SIZE, content(i));
+        witness_dismiss(&A);
+        A.witness.next_usec = 0;
+        for (unsigned i = 0; i < PAGES; i += RUN)
+                (void) apply(APPLY_MERGE, b, i, MIN(RUN, (unsigned) PAGES - i), 1, status);
+        assert_int_equal(file_pages(b), ~0ULL);
+        assert_int_equal(book_find((uint64_t) b >> (BLOCK_SHIFT + KSM_PAGE_SHIFT))->removed, 0);
+        assert_contents(b);
+        drop(b);
+}
+
 static void *raw_free(void *b) {
         return (void *) sys_madvise((uint64_t) b, BLOCK_BYTES, MADV_FREE);
 }
@@ -171,6 +188,7 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_restore_while_reading),
                 cmocka_unit_test(test_restore_of_empty_entries),
+                cmocka_unit_test(test_merged_again),
                 cmocka_unit_test(test_restore_after_refused_free),
                 cmocka_unit_test(test_fork_after_second_discard),
                 cmocka_unit_test(test_fork_in_a_storm),

@@ -236,6 +236,26 @@ static void test_discarded_and_filled(void **state) {
 
 /* -- pins ---------------------------------------------------------------------------------------------------------- */
 
+/* Of all mappings together. */
+static uint64_t mapped_pages(void) {
+        unsigned long pages = 0;
+        FILE *f = fopen("/proc/self/statm", "re");
+        assert_non_null(f);
+        assert_int_equal(fscanf(f, "%lu", &pages), 1);
+        fclose(f);
+        return pages;
+}
+
+/* Who asks for plain memory is told what is left of it; nothing of the tries is. */
+static void expect_not_restored(uint8_t *b, unsigned at, unsigned n) {
+        for (unsigned round = 0; round < 2; round++) {
+                uint64_t before = mapped_pages();
+                assert_int_equal(transition_restore_range(&A, (uint64_t) page_at(b, at), (uint64_t) page_at(b, at + n)), 1);
+                if (round) /* what the first may have set up is there */
+                        assert_int_equal(mapped_pages(), before);
+        }
+}
+
 /* Pages of a block that was merged, pinned for writing: so they are copies. They hold what the slots hold. */
 static void expect_pinned(uint8_t *b, unsigned at, unsigned n) {
         static const uint32_t kinds[] = { APPLY_MERGE, APPLY_RESTORE, APPLY_ZERO };
@@ -287,6 +307,7 @@ static void test_fixed_buffers(void **state) {
         close(ring.ring_fd);
         expect_pinned(b, 3, 4);
         holder_end(holder, ring.ring_fd);
+        expect_not_restored(b, 3, 4);
         int fd = memfd_create("input", 0);
         fill(page, 77);
         for (unsigned i = 0; i < 4; i++)

@@ -223,6 +223,23 @@ static void test_two_segments(void **state) {
         }
 }
 
+/* Neighbours with slots that are not: of equal content, so only the mapping tells. */
+static void test_scattered_slots(void **state) {
+        uint8_t *b = block_new(), status[64];
+        struct extent_element x[PAGES];
+        for (unsigned i = 0; i < PAGES; i++) {
+                unsigned slot = i % 8 + (i / 8 * 3 % 8) * 16;
+                x[i] = (struct extent_element) { .page = ((uint64_t) b >> KSM_PAGE_SHIFT) + i, .n_pages = 1, .segment = 1, .slot = slot };
+                fill(b + i * KSM_PAGE_SIZE, slot % CONTENTS);
+        }
+        for (unsigned tries = 0; tries == 0 || (tries < BUSY_TRIES && memchr(status, APPLY_BUSY, sizeof(status))); tries++)
+                (void) transition_apply(&A, APPLY_MERGE, x, PAGES, status);
+        for (unsigned i = 0; i < PAGES; i++) {
+                assert_int_equal(status[i], APPLY_OK);
+                assert_int_equal(slot_of(b + i * KSM_PAGE_SIZE, 1), x[i].slot);
+        }
+}
+
 /* What a private mapping of a segment would lose. */
 static void test_executable(void **state) {
         uint8_t *b = block_new(), status[64];
@@ -345,6 +362,7 @@ int main(void) {
                 cmocka_unit_test(test_tracked),
                 cmocka_unit_test(test_only_what_is_published),
                 cmocka_unit_test(test_two_segments),
+                cmocka_unit_test(test_scattered_slots),
                 cmocka_unit_test(test_executable),
                 cmocka_unit_test(test_lost_writes),
         };

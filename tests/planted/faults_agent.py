@@ -2,7 +2,7 @@
 from fault import Fault, LIB, SHIM
 
 REMERGE = ("remerge", "transitions", "discards", "hostile", "fork")
-CALLS = ("shim-merged", "shim-calls")
+CALLS = ("registry", "shim-merged", "shim-calls")
 
 AGENT_FAULTS = [
     # -- placing (lib/place.c, lib/hole.c) ------------------------------------------------------------------------------------

@@ -1,0 +1,126 @@
+/* What is registered, excluded, released, and what becomes of it when memory goes or moves. Judged by the kernel: which pages lie in
+ * segments, and whether another userfaultfd may have the memory. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "tests/lib/rig.h"
+
+static uint64_t end_of(const uint8_t *b) {
+        return (uint64_t) b + BLOCK_BYTES;
+}
+
+static uint8_t *block_merged(void) {
+        uint8_t *b = block_new(), status[64];
+        for (unsigned i = 0; i < PAGES; i++)
+                fill(b + i * KSM_PAGE_SIZE, i % CONTENTS);
+        (void) apply(APPLY_MERGE, b, 0, PAGES, 0, status);
+        assert_int_equal(file_pages(b), ~0ULL);
+        return b;
+}
+
+static void assert_bytes(const uint8_t *b) {
+        uint8_t want[KSM_PAGE_SIZE];
+        for (unsigned i = 0; i < PAGES; i++) {
+                fill(want, i % CONTENTS);
+                assert_memory_equal(b + i * KSM_PAGE_SIZE, want, KSM_PAGE_SIZE);
+        }
+}
+
+/* No userfaultfd has any of it: a new one may. */
+static bool is_free(const uint8_t *b) {
+        int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+        int fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+        close(device);
+        struct uffdio_api api = { .api = UFFD_API };
+        assert_int_equal(ioctl(fd, UFFDIO_API, &api), 0);
+        struct uffdio_register r = { .range = { (uint64_t) b, BLOCK_BYTES }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+        bool is = ioctl(fd, UFFDIO_REGISTER, &r) == 0;
+        close(fd);
+        return is;
+}
+
+static bool is_registered(const uint8_t *b) {
+        return rangeset_contains(&A.ranges, (uint64_t) b, end_of(b));
+}
+
+static void test_unregister(void **state) {
+        uint8_t *b = block_merged();
+        assert_false(is_free(b));
+        assert_int_equal(registry_unregister(&A, (uint64_t) b, end_of(b), true), 0);
+        assert_int_equal(file_pages(b), 0);
+        assert_false(is_registered(b));
+        assert_true(is_free(b));
+        assert_bytes(b);
+        assert_int_equal(registry_unregister(&A, (uint64_t) b, end_of(b), true), -ENOENT);
+        assert_int_equal(registry_unregister(&A, (uint64_t) b, end_of(b), false), 0);
+}
+
+static void test_exclude(void **state) {
+        uint8_t *b = block_merged();
+        assert_int_equal(registry_exclude(&A, (uint64_t) b, end_of(b)), 0);
+        assert_int_equal(file_pages(b), 0);
+        assert_false(is_registered(b));
+        assert_true(is_free(b));
+        assert_bytes(b);
+        assert_int_equal(registry_register(&A, (uint64_t) b, end_of(b), true), -EPERM);
+        assert_int_equal(registry_register(&A, (uint64_t) b, end_of(b), false), 0);
+        assert_false(is_registered(b));
+        /* What is mapped there next is another thing. */
+        assert_ptr_equal(mmap(b, BLOCK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), b);
+        registry_forget(&A, (uint64_t) b, end_of(b));
+        assert_int_equal(registry_register(&A, (uint64_t) b, end_of(b), true), 0);
+        assert_true(is_registered(b));
+}
+
+static void test_release(void **state) {
+        uint8_t *b = block_merged();
+        assert_int_equal(registry_release(&A, (uint64_t) b, end_of(b)), 0);
+        assert_int_equal(file_pages(b), 0);
+        assert_true(is_free(b));
+        assert_bytes(b);
+}
+
+static uint8_t *moved(uint8_t *b) {
+        uint8_t *place = mmap(NULL, 2 * BLOCK_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        uint8_t *to = (uint8_t *) (((uintptr_t) place + BLOCK_BYTES - 1) & ~(BLOCK_BYTES - 1));
+        assert_ptr_equal(mremap(b, BLOCK_BYTES, BLOCK_BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, to), to);
+        registry_move(&A, (uint64_t) b, end_of(b), (uint64_t) to, end_of(to), false);
+        return to;
+}
+
+static void test_move(void **state) {
+        uint8_t *b = block_new(), status[64], *to = moved(b);
+        assert_false(is_registered(b));
+        assert_true(is_registered(to));
+        for (unsigned i = 0; i < PAGES; i++)
+                fill(to + i * KSM_PAGE_SIZE, i % CONTENTS);
+        (void) apply(APPLY_MERGE, to, 0, PAGES, 0, status);
+        assert_int_equal(file_pages(to), ~0ULL);
+}
+
+static void test_move_excluded(void **state) {
+        uint8_t *b = block_new();
+        assert_int_equal(registry_exclude(&A, (uint64_t) b, end_of(b)), 0);
+        uint8_t *to = moved(b);
+        assert_int_equal(registry_register(&A, (uint64_t) to, end_of(to), true), -EPERM);
+        assert_true(rangeset_contains(&A.excluded, (uint64_t) to, end_of(to)));
+        assert_false(rangeset_overlaps(&A.excluded, (uint64_t) b, end_of(b)));
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_unregister), cmocka_unit_test(test_exclude), cmocka_unit_test(test_release),
+                cmocka_unit_test(test_move),       cmocka_unit_test(test_move_excluded),
+        };
+        return cmocka_run_group_tests(tests, rig_setup, NULL);
+}
