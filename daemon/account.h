@@ -27,6 +27,7 @@ struct uid_account {
         uint32_t uid;
         unsigned n_sessions;
         unsigned n_jobs; /* workers are at, or hang on, what is this user's */
+        unsigned n_slow; /* of those, on its memory for so long that they may hang */
         unsigned n_lost; /* threads that hang on memory or descriptors of this user's processes */
         bool door_busy;  /* door.h */
         TAILQ_HEAD(door_queue, session) door;

@@ -28,13 +28,21 @@ static void violation(struct client *c, const char *what) {
 
 /* -- the core's answer to what it hands out -------------------------------------------------------------------------- */
 
-static void set_parked(struct client *c, bool parked) {
-        if (c->parked == parked)
+bool client_is_parked(const struct client *c) {
+        return c->silent || c->raw || c->session->account->n_slow > 0;
+}
+
+void client_update_park(struct client *c) {
+        core_client_park(c->manager->core, c->id, client_is_parked(c));
+}
+
+static void set_silent(struct client *c, bool silent) {
+        if (c->silent == silent)
                 return;
-        c->parked = parked;
+        c->silent = silent;
         log_debug("client pid %d uid %u %s", (int) c->session->peer.pid, c->session->peer.uid,
-                  parked ? "does not answer, parked" : "answers again");
-        core_client_park(c->manager->core, c->id, parked || c->raw);
+                  silent ? "does not answer, parked" : "answers again");
+        client_update_park(c);
         fault_point(FAULT_client_parked);
 }
 
@@ -170,6 +178,7 @@ static int register_client(struct client *c, const struct msg_hello *hello) {
                 return r;
         }
         m->n_clients++;
+        client_update_park(c);
         return 0;
 }
 
@@ -442,7 +451,7 @@ static void on_stats(struct client *c, const struct msg_agent_stats *body) {
                 account_log(c->manager, c->session->account, LOG_NOTICE, "changes mappings without libc",
                             "client pid %d uid %u (%s) changes mappings without libc: left alone from now on",
                             (int) c->session->peer.pid, c->session->peer.uid, c->comm);
-                core_client_park(c->manager->core, c->id, true);
+                client_update_park(c);
                 core_requests_cancel(c->manager->core, c->id, -EOPNOTSUPP);
         }
 }
@@ -450,7 +459,7 @@ static void on_stats(struct client *c, const struct msg_agent_stats *body) {
 void client_frame(struct client *c, struct channel_message *message) {
         const struct frame *f = &message->frame;
         c->heard_usec = now_usec();
-        set_parked(c, false);
+        set_silent(c, false);
         switch (f->type) {
         case MSG_RANGE_ADD:
         case MSG_RANGE_DEL:
@@ -511,5 +520,5 @@ void client_tick(struct client *c, uint64_t now) {
         } else if (now > owed_since + CLIENT_EVICT_USEC)
                 session_close(c->session, LOG_WARNING, "did not answer for 30 s");
         else if (now > MAX(owed_since, c->heard_usec) + CLIENT_PARK_USEC)
-                set_parked(c, true);
+                set_silent(c, true);
 }

@@ -34,7 +34,7 @@ struct client {
         uint64_t heard_usec;
         uint64_t ping_usec; /* when the unanswered one was sent; 0 = none */
         uint64_t ping_cookie;
-        bool parked, raw;
+        bool silent, raw; /* owes an answer; changes mappings without libc */
         struct msg_agent_stats stats;
 
         /* What is left of a frame for which its turn had no time, or the core not yet; in manager.unfinished, its session paused. */
@@ -62,5 +62,9 @@ void client_drop_segment(struct manager *m, uint32_t segment);
 
 /* True when its memory may be read the fast way now; asks for a sign of life when not. */
 bool client_is_fresh(struct client *c, uint64_t now);
+/* It gets no new work now. */
+bool client_is_parked(const struct client *c);
+/* To be called when that may have changed. */
+void client_update_park(struct client *c);
 /* Parks, pings and evicts. */
 void client_tick(struct client *c, uint64_t now);

@@ -68,7 +68,7 @@ static void fill_client(const struct client *c, struct client_element *e) {
                 .cpu_usec = c->stats.cpu_usec,
                 .vmas_used = counters.vmas_used,
                 .vma_budget = counters.vma_budget,
-                .state = c->raw ? CLIENT_RAW : c->parked ? CLIENT_PARKED : CLIENT_ACTIVE,
+                .state = c->raw ? CLIENT_RAW : client_is_parked(c) ? CLIENT_PARKED : CLIENT_ACTIVE,
         };
         memcpy(e->comm, c->comm, sizeof(e->comm));
 }

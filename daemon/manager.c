@@ -137,6 +137,9 @@ static void check_private(struct manager *m, uint64_t now) {
 static void check_lost(struct manager *m, uint64_t now) {
         struct worker_job *job;
         workers_relieve(m->workers, now, JOB_SLOW_USEC);
+        while ((job = workers_find_slow(m->workers, now, JOB_SLOW_USEC)))
+                if (!store_is_job(job) && !door_is_job(job)) /* of those a user has one at a time */
+                        scanner_job_slow(m->scanner, job);
         while ((job = workers_give_up(m->workers, now, JOB_LOST_USEC))) {
                 if (store_is_job(job)) /* a seal that waits for pins: nobody's fault, it comes back */
                         continue;
@@ -239,6 +242,12 @@ void manager_evict(struct manager *m, const struct uid_account *a, const char *r
                 if (s->account == a && s->role == ROLE_AGENT)
                         session_close(s, LOG_WARNING, reason);
         }
+}
+
+void manager_park(struct manager *m, const struct uid_account *a) {
+        for (struct session *s = m->sessions; s; s = s->next)
+                if (s->account == a && s->client)
+                        client_update_park(s->client);
 }
 
 void manager_counters(struct manager *m, struct counters *ret) {

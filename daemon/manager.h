@@ -77,6 +77,8 @@ void manager_stop(struct manager *m);
 
 /* Ends the connections of all agents of a user. */
 void manager_evict(struct manager *m, const struct uid_account *a, const char *reason);
+/* Whether the user's clients get work has changed. */
+void manager_park(struct manager *m, const struct uid_account *a);
 /* Starts the liveness timer if it rests. */
 void manager_watch(struct manager *m);
 /* Counters of the core and of the shell. */

@@ -45,7 +45,7 @@ _Static_assert(CORE_PUBLISH_PAGES <= CORE_READ_PAGES, "one result array serves b
 struct scanner {
         struct manager *manager;
         struct job *free_jobs; /* never returned to malloc: there are few */
-        unsigned n_running, n_scans;
+        unsigned n_running, n_slow, n_scans; /* jobs not done; of them, for too long; scans among all */
         int64_t tokens_usec;
         uint64_t refilled_usec, cpu_usec;
 };
@@ -292,7 +292,8 @@ static bool pull(struct scanner *s, struct job *j, uint64_t now, unsigned room, 
 bool scanner_dispatch(struct scanner *s, uint64_t now, uint64_t *ret_next_usec) {
         unsigned limit = JOBS_PER_WORKER * workers_n_running(s->manager->workers);
         *ret_next_usec = UINT64_MAX;
-        if (s->n_running >= limit) /* the next finished job wakes us */
+        unsigned n_busy = s->n_running - s->n_slow; /* those that may hang must not keep others from work */
+        if (n_busy >= limit) /* the next finished job wakes us */
                 return false;
         uint64_t wait = governor_wait(s, now);
         if (wait > 0) {
@@ -304,7 +305,7 @@ bool scanner_dispatch(struct scanner *s, uint64_t now, uint64_t *ret_next_usec) 
                 *ret_next_usec = now + USEC_PER_SEC;
                 return false;
         }
-        if (!pull(s, j, now, limit - s->n_running, ret_next_usec)) {
+        if (!pull(s, j, now, limit - n_busy, ret_next_usec)) {
                 job_put(s, j);
                 return false;
         }
@@ -314,6 +315,10 @@ bool scanner_dispatch(struct scanner *s, uint64_t now, uint64_t *ret_next_usec) 
 
 void scanner_job_done(struct scanner *s, struct worker_job *base) {
         struct job *j = (struct job *) base;
+        if (base->slow && --j->account->n_slow == 0)
+                manager_park(s->manager, j->account);
+        if (base->slow && !base->given_up)
+                s->n_slow--;
         if (base->given_up) {
                 account_log(s->manager, j->account, LOG_NOTICE, "a reader came back", "a reader of uid %u's memory came back", j->account->uid);
                 j->account->n_lost--;
@@ -324,10 +329,20 @@ void scanner_job_done(struct scanner *s, struct worker_job *base) {
         job_release(s, j);
 }
 
+/* What is in flight of this user may hang too; nothing more is put there. Without this each place that is taken again would go the
+ * same way, until the job is given up. */
+void scanner_job_slow(struct scanner *s, struct worker_job *base) {
+        struct uid_account *a = ((struct job *) base)->account;
+        s->n_slow++;
+        if (a->n_slow++ == 0)
+                manager_park(s->manager, a);
+}
+
 /* All of the user's clients go: each might take further threads with it. */
 void scanner_job_lost(struct scanner *s, struct worker_job *base) {
         struct job *j = (struct job *) base;
         s->n_running--;
+        s->n_slow--;
         j->account->n_lost++;
         answer(s, j, true, now_usec());
         manager_evict(s->manager, j->account, "a reader hangs on memory of this user's processes");

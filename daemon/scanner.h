@@ -24,6 +24,8 @@ struct scanner *scanner_free(struct scanner *s);
 bool scanner_dispatch(struct scanner *s, uint64_t now, uint64_t *ret_next_usec);
 /* Takes back a finished job of ours. */
 void scanner_job_done(struct scanner *s, struct worker_job *job);
+/* A job of ours may hang: its user's clients get no new work until it is back. */
+void scanner_job_slow(struct scanner *s, struct worker_job *job);
 /* A job of ours hangs: it was given up. */
 void scanner_job_lost(struct scanner *s, struct worker_job *job);
 /* Jobs handed out and not back yet, given up ones included. */

@@ -174,7 +174,7 @@ struct workers *workers_free(struct workers *p) {
 
 void workers_submit(struct workers *p, struct worker_job *job) {
         job->started_usec = 0;
-        job->given_up = job->cancelled = false;
+        job->slow = job->given_up = job->cancelled = false;
         if (p->stopping) {
                 job->run(job, NULL);
                 append(&p->done_tail, job);
@@ -248,6 +248,18 @@ void workers_relieve(struct workers *p, uint64_t now, uint64_t slow_usec) {
                         pthread_mutex_unlock(&p->lock);
                         break;
                 }
+}
+
+struct worker_job *workers_find_slow(struct workers *p, uint64_t now, uint64_t slow_usec) {
+        struct worker_job *found = NULL;
+        pthread_mutex_lock(&p->lock);
+        for (struct worker *w = p->workers; w && !found; w = w->next)
+                if (w->job && !w->job->slow && now > w->job->started_usec + slow_usec) {
+                        found = w->job;
+                        found->slow = true;
+                }
+        pthread_mutex_unlock(&p->lock);
+        return found;
 }
 
 struct worker_job *workers_give_up(struct workers *p, uint64_t now, uint64_t limit_usec) {

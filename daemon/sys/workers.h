@@ -24,6 +24,7 @@ struct worker_job {
         void (*run)(struct worker_job *job, void *scratch); /* scratch: the worker's own scratch_bytes */
         struct worker_job *next;
         uint64_t started_usec; /* 0 = not yet */
+        bool slow;      /* by workers_find_slow */
         bool given_up;  /* by workers_give_up */
         bool cancelled; /* never run: the pool was stopped */
 };
@@ -43,6 +44,8 @@ void workers_submit(struct workers *p, struct worker_job *job);
 struct worker_job *workers_reap(struct workers *p);
 /* New workers for those at their job for longer than slow_usec. Also ends the threads of those that came back. */
 void workers_relieve(struct workers *p, uint64_t now, uint64_t slow_usec);
+/* A running job older than slow_usec not found before, now marked slow, or NULL. */
+struct worker_job *workers_find_slow(struct workers *p, uint64_t now, uint64_t slow_usec);
 /* A running job older than limit_usec not given up before, now given up, or NULL. */
 struct worker_job *workers_give_up(struct workers *p, uint64_t now, uint64_t limit_usec);
 unsigned workers_n_lost(const struct workers *p);    /* workers that hang now */

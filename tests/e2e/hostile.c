@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -283,6 +284,55 @@ static void fuse_memory(int file) {
         change_what_is_known(&a, swap_fuse, file);
 }
 
+/* -- mappings that nobody may look at --------------------------------------------------------------------------------------- */
+
+#define CROWD 10
+
+static void *read_through_proc(void *memory) {
+        char byte;
+        (void) !pread(mem, &byte, 1, (off_t) (uintptr_t) memory); /* holds the lock on the mappings, shared, while it waits */
+        return NULL;
+}
+
+static void *change_mappings(void *unused) {
+        (void) mmap(NULL, KSM_PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); /* waits for it, and lets nobody past */
+        return NULL;
+}
+
+static void lock_mappings(int file, unsigned i) {
+        struct fake_agent a;
+        pthread_t reader, writer;
+        uint8_t *mute = mmap(NULL, KSM_PAGE_SIZE, PROT_READ, MAP_PRIVATE, file, (off_t) i * (MUTE_FUSE_BYTES / CROWD & ~(KSM_PAGE_SIZE - 1)));
+        need(mute != MAP_FAILED, "map");
+        fake_agent_start(&a, &the_daemon);
+        fake_agent_map(&a, N_PAGES);
+        for (unsigned page = 0; page < N_PAGES; page++) /* unique: who is asked to merge has to change mappings */
+                fill(fake_page(&a, page), (uint64_t) (i + 1) * N_PAGES + page);
+        fake_agent_announce(&a);
+        (void) fake_agent_step_unless_closed(&a, 100);
+        need(pthread_create(&reader, NULL, read_through_proc, mute) == 0 && pthread_create(&writer, NULL, change_mappings, NULL) == 0, "thread");
+        for (;;) /* answers, so that it is not for silence that it is left alone */
+                if (!fake_agent_step_unless_closed(&a, 100) && recv(a.fd, &(char){ 0 }, 1, MSG_PEEK | MSG_DONTWAIT) == 0)
+                        stay();
+}
+
+/* Agents of one user whose mappings cannot be scanned. */
+static void locked_mappings(int file) {
+        for (unsigned i = 0; i < CROWD; i++) {
+                pid_t child = fork();
+                need(child >= 0, "fork");
+                if (child == 0) {
+                        close_fd(pagemap);
+                        close_fd(mem);
+                        pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+                        mem = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+                        lock_mappings(file, i);
+                }
+        }
+        say("ready");
+        stay();
+}
+
 /* -- descriptors that do not answer --------------------------------------------------------------------------------------------- */
 
 static void fuse_descriptors(int file) {
@@ -439,6 +489,8 @@ int main(int argc, char **argv) {
         (void) snprintf(the_daemon.socket, sizeof(the_daemon.socket), "%s", argv[1]);
         if (strcmp(attack, "fuse-memory") == 0)
                 with_fuse(uid, rest, fuse_memory);
+        if (strcmp(attack, "locked-mappings") == 0)
+                with_fuse(uid, rest, locked_mappings);
         if (strcmp(attack, "fuse-descriptors") == 0)
                 with_fuse(uid, rest, fuse_descriptors);
         if (strcmp(attack, "many") == 0) { /* while it may raise the limit */

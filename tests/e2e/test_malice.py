@@ -25,6 +25,9 @@ PAGES = 256
 FILES = 65536
 BUCKETS = ("le_256", "le_1024", "le_4096", "le_16384", "le_50000", "le_250000", "gt_250000")
 BOUND_MSEC = 50
+HANGS = "a reader hangs on memory of this user's processes"
+CROWD = 10  # of hostile.c
+IN_FLIGHT = 2 * 2  # jobs handed out at a time: JOBS_PER_WORKER of daemon/bounds.h for each of two workers
 
 
 class Honest:
@@ -205,6 +208,29 @@ def unique_bytes(daemon, uid):
     return [p["unshared_bytes"] for p in processes if p["uid"] == uid]
 
 
+def crowd(daemon, honest, directory):
+    """Ten agents of one user, whose mappings cannot be looked at: it costs the threads that are at work there, and no more."""
+    began = time.monotonic()
+    before = daemon.stats()["threads_lost"]
+    tasks = f"/proc/{daemon.process.pid}/task"
+    threads = len(os.listdir(tasks))
+    h = Hostile(daemon, "locked-mappings", directory)
+    try:
+        if h.process.poll() == 77:
+            print(f"SKIP: crowd: {h.lines}")
+            return
+        until(lambda: len(unique_bytes(daemon, h.uid)) == CROWD, 20, "the crowd is let in")
+        until(lambda: honest.merge(what="honest clients merge while a crowd's mappings are locked") or evicted(daemon, h, HANGS),
+              60, "threads hang on a crowd's mappings")
+        until(lambda: not unique_bytes(daemon, h.uid), 20, "all of the crowd are disconnected")
+        hung = len(os.listdir(tasks)) - threads
+        assert 1 <= hung <= IN_FLIGHT, f"{hung} threads hang on one user's mappings"
+    finally:
+        h.kill()
+    until(lambda: daemon.stats()["threads_lost"] == before, 30, "the crowd's threads come back")
+    print(f"ok   crowd ({time.monotonic() - began:.1f} s): {hung} threads hung", flush=True)
+
+
 def setuid_is_possible(directory):
     options = os.statvfs(directory).f_flag
     return not options & os.ST_NOSUID
@@ -222,7 +248,7 @@ def main(only):
             pass
     directory = pathlib.Path(tempfile.mkdtemp(prefix="userksm-malice-"))
     directory.chmod(0o755)
-    for name in ("memory", "descriptors"):
+    for name in ("memory", "descriptors", "crowd"):
         (directory / name).mkdir(0o755)
     setuid = directory / "setuid"
     shutil.copy(HOSTILE, setuid)
@@ -256,14 +282,15 @@ def main(only):
                 else:
                     assert h.process.poll() is None, f"{name} ended: {h.lines}"
             hanging = [h for n, h in slow.items() if n in ("uffd-memory", "fuse-memory")]
-            reason = "a reader hangs on memory of this user's processes"
-            while not all(evicted(d, h, reason) for h in hanging):
+            while not all(evicted(d, h, HANGS) for h in hanging):
                 honest.merge(what="honest clients merge while others hold as many threads as there were")
             assert honest.slowest < 8, f"{honest.slowest} s: honest clients waited until the threads were given up"
             for attack in (a for a in FLOODS if a in only):
                 flood(d, honest, attack)
             if "many" in only:
                 many(d, honest)
+            if "crowd" in only:
+                crowd(d, honest, directory / "crowd")
             slow_ones_ended(d, honest, slow)
         finally:
             for h in slow.values():
@@ -288,18 +315,20 @@ def slow_ones_ended(daemon, honest, slow):
     expected = {
         "stopped": "did not answer for 30 s",
         "silent": "said nothing",
-        "uffd-memory": "a reader hangs on memory of this user's processes",
-        "fuse-memory": "a reader hangs on memory of this user's processes",
+        "uffd-memory": HANGS,
+        "fuse-memory": HANGS,
         "fuse-descriptors": "its descriptors do not answer",
     }
     for name, reason in expected.items():
         if name in slow:
             until(lambda: evicted(daemon, slow[name], reason), 60, f"{name}: \"{reason}\" in the log")
             print(f"ok   {name}", flush=True)
-    lost = sum(name in slow for name in ("uffd-memory", "fuse-memory", "fuse-descriptors"))
-    until(lambda: daemon.stats()["threads_lost"] == lost, 60, f"{lost} threads hang, and no other")
+    # At least one thread each; two where a scan waits for the lock on a process's mappings behind a read that hangs.
+    holders = sum(name in slow for name in ("uffd-memory", "fuse-memory", "fuse-descriptors"))
+    lost = daemon.stats()["threads_lost"]
+    assert holders <= lost <= holders * IN_FLIGHT, f"{lost} threads hang for {holders} users"
     status = daemon.ctl("status").stdout
-    assert f"! {lost} of the daemon's threads hang" in status or not lost, status
+    assert re.search(r"! \d+ of the daemon's threads hang", status) or not lost, status
     if "setuid-exec" in slow:
         until(lambda: slow["setuid-exec"].said("changed"), 20, "the setuid program runs")
         # Unlike each other, all pages of both clients are unique; those that equal the guess would not be, though never merged.
@@ -309,4 +338,4 @@ def slow_ones_ended(daemon, honest, slow):
     honest.merge(what="honest clients merge with fewer threads")
 
 
-main(sys.argv[1:] or [*FLOODS, *SLOW, "many"])
+main(sys.argv[1:] or [*FLOODS, *SLOW, "many", "crowd"])
