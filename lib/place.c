@@ -89,14 +89,19 @@ void place_track(struct agent *a, uint64_t start, uint64_t end) {
 
 void place_populate(struct agent *a, uint64_t start, uint64_t end) {
         unsigned tries = 0;
+        uint64_t most = end - start;
         while (start < end) {
                 uint64_t done;
-                int r = context_continue(&a->shared, start, end, &done);
+                int r = context_continue(&a->shared, start, MIN(start + most, end), &done);
                 if (done > start)
                         tries = 0;
                 start = done;
                 if (r == 0)
-                        return;
+                        continue;
+                if (r == -ENOENT && most > KSM_PAGE_SIZE) { /* several mappings: a part of the run is DONTFORK */
+                        most = KSM_PAGE_SIZE;
+                        continue;
+                }
                 if (r == -EEXIST) { /* written between mmap and here: already a private copy */
                         start += KSM_PAGE_SIZE;
                         continue;
