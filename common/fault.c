@@ -88,6 +88,13 @@ int fault_fail(enum fault_id id) {
         if (order != (uint32_t) id + 1 && order != FAULT_ANY_CALL)
                 return 0;
         enum fault_action action = atomic_load(&page->action);
+        if (action == FAULT_DELAY && is_due(page, false)) {
+                int saved = errno;
+                note_fired(page, id);
+                sleep_usec(atomic_load(&page->value));
+                errno = saved;
+                return 0;
+        }
         if ((action != FAULT_FAIL && action != FAULT_FAIL_ON) || !is_due(page, action == FAULT_FAIL_ON))
                 return 0;
         note_fired(page, id);

@@ -13,7 +13,7 @@
  * they run, and every passage is counted. NAME may be `any` (all points) or `call` (all calls).
  *
  *     kill          SIGKILL to this process                       stop      SIGSTOP; the test goes on with SIGCONT
- *     delay         sleeps VALUE microseconds                     random    a quarter of all passages sleep up to VALUE
+ *     delay         sleeps VALUE microseconds, before a call      random    a quarter of all passages sleep up to VALUE
  *     fail          the call fails once, errno VALUE              fail-on   ... that time and ever after
  *     count         nothing
  *

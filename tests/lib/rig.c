@@ -66,6 +66,19 @@ uint8_t *block_new(void) {
         return aligned;
 }
 
+uint8_t *page_at(uint8_t *block, unsigned i) {
+        return block + (size_t) i * KSM_PAGE_SIZE;
+}
+
+uint8_t *block_merged(void) {
+        uint8_t *b = block_new(), status[64];
+        for (unsigned i = 0; i < PAGES; i++)
+                fill(page_at(b, i), i % CONTENTS);
+        (void) apply(APPLY_MERGE, b, 0, PAGES, 0, status);
+        assert_int_equal(file_pages(b), ~0ULL);
+        return b;
+}
+
 /* The pages of the block that wait to be asked again, as extents. */
 static uint32_t busy_extents(const struct extent_element *asked, bool broken, const uint8_t *status, struct extent_element *busy) {
         uint32_t n = 0;
@@ -156,6 +169,16 @@ uint64_t file_pages(const uint8_t *block) {
         struct look look;
         assert_int_equal(look_at(A.pagemap_fd, (uint64_t) block, PAGES, &look), 0);
         return look.file;
+}
+
+bool is_free(const uint8_t *block) {
+        int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+        struct context c = { -1 };
+        assert_int_equal(context_open(&c, device, 0), 0);
+        close(device);
+        bool is = context_register(&c, (uint64_t) block, (uint64_t) block + BLOCK_BYTES, UFFDIO_REGISTER_MODE_MISSING) == 0;
+        context_close(&c);
+        return is;
 }
 
 void *discard(void *p) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "lib/agent_loop.h"
@@ -23,6 +24,9 @@ int rig_setup(void **state);
 void fill(uint8_t *page, unsigned content);
 /* A registered block of 64 pages, untouched. */
 uint8_t *block_new(void);
+/* One whose pages map slot 0 and following of segment 1. */
+uint8_t *block_merged(void);
+uint8_t *page_at(uint8_t *block, unsigned i);
 /* Writers go on: the round that comes next asks again anyway. */
 uint32_t apply_once(uint32_t kind, const uint8_t *block, unsigned at, unsigned n, unsigned slot, uint8_t *status);
 /* Ask again, up to BUSY_TRIES times, for the pages that are busy or wait for a witness. */
@@ -33,6 +37,7 @@ uint8_t apply_one(const uint8_t *page, uint32_t segment, uint32_t slot);
 uint64_t slot_of(const uint8_t *page, uint32_t segment);
 uint64_t tracked_pages(const uint8_t *block); /* those present that a scan may protect: in `track` or `shared` */
 uint64_t file_pages(const uint8_t *block); /* those that map the segment now */
+bool is_free(const uint8_t *block); /* no userfaultfd has any of it: a new one may */
 
 /* Thread functions on a block; whoever waits for them has to play the agent: join_draining. */
 void *discard(void *block); /* MADV_DONTNEED, as the shim does it */

@@ -32,6 +32,7 @@
 #define FAR 0x200000000000ULL
 #define FAR_TOO 0x210000000000ULL
 #define FAR_AWAY 0x220000000000ULL
+#define FARTHER 0x230000000000ULL
 #define LENGTH ((uint64_t) BLOCK_PAGES << KSM_PAGE_SHIFT)
 
 static int setup(void **state) {
@@ -176,6 +177,31 @@ static void test_discard_without_agent(void **state) {
         close(other);
 }
 
+/* A child that no daemon welcomes gets plain copies of what it inherited: protected as they were, and whatever becomes of the segment,
+ * their bytes stay. */
+static void test_child_without_daemon(void **state) {
+        int segment = memfd_create("userksm", 0);
+        assert_int_equal(ftruncate(segment, LENGTH), 0);
+        assert_int_equal(pwrite(segment, "s", 1, 0), 1);
+        assert_int_equal(pwrite(segment, "s", 1, LENGTH / 2), 1);
+        char *r = mmap((void *) FARTHER, LENGTH / 2, PROT_READ, MAP_PRIVATE | MAP_FIXED, segment, 0);
+        char *w = mmap((void *) (FARTHER + LENGTH / 2), LENGTH / 2, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, segment, LENGTH / 2);
+        pretend_merged(FARTHER);
+        pid_t pid = fork();
+        if (!pid) {
+                agent_ensure_after_fork();
+                if (pwrite(segment, "xy", 2, 0) != 2 || pwrite(segment, "xy", 2, LENGTH / 2) != 2 || r[0] != 's' || r[1] || w[0] != 's' || w[1])
+                        _exit(1);
+                if (pread(segment, r, 1, 0) != -1 || pread(segment, w, 1, 0) != 1 || w[0] != 'x')
+                        _exit(2); /* read-only still, and writable */
+                _exit(book_any_merged(FARTHER, FARTHER + LENGTH) ? 3 : 0);
+        }
+        assert_exits_zero(pid);
+        munmap(r, LENGTH);
+        agent_note_unmapped(FARTHER, LENGTH);
+        close(segment);
+}
+
 /* What the child does not get it must not believe to have. */
 static void test_dontfork(void **state) {
         pretend_merged(FAR_AWAY);
@@ -209,6 +235,7 @@ int main(void) {
                 cmocka_unit_test(test_raw_fork),
                 cmocka_unit_test(test_notes_under_way),
                 cmocka_unit_test(test_discard_without_agent),
+                cmocka_unit_test(test_child_without_daemon),
                 cmocka_unit_test(test_dontfork),
         };
 #ifdef __SANITIZE_THREAD__

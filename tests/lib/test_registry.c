@@ -7,25 +7,16 @@
 
 #include <cmocka.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <linux/userfaultfd.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include "lib/agent.h"
 #include "tests/lib/rig.h"
 
 static uint64_t end_of(const uint8_t *b) {
         return (uint64_t) b + BLOCK_BYTES;
-}
-
-static uint8_t *block_merged(void) {
-        uint8_t *b = block_new(), status[64];
-        for (unsigned i = 0; i < PAGES; i++)
-                fill(b + i * KSM_PAGE_SIZE, i % CONTENTS);
-        (void) apply(APPLY_MERGE, b, 0, PAGES, 0, status);
-        assert_int_equal(file_pages(b), ~0ULL);
-        return b;
 }
 
 static void assert_bytes(const uint8_t *b) {
@@ -34,19 +25,6 @@ static void assert_bytes(const uint8_t *b) {
                 fill(want, i % CONTENTS);
                 assert_memory_equal(b + i * KSM_PAGE_SIZE, want, KSM_PAGE_SIZE);
         }
-}
-
-/* No userfaultfd has any of it: a new one may. */
-static bool is_free(const uint8_t *b) {
-        int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-        int fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
-        close(device);
-        struct uffdio_api api = { .api = UFFD_API };
-        assert_int_equal(ioctl(fd, UFFDIO_API, &api), 0);
-        struct uffdio_register r = { .range = { (uint64_t) b, BLOCK_BYTES }, .mode = UFFDIO_REGISTER_MODE_MISSING };
-        bool is = ioctl(fd, UFFDIO_REGISTER, &r) == 0;
-        close(fd);
-        return is;
 }
 
 static bool is_registered(const uint8_t *b) {
@@ -90,6 +68,23 @@ static void test_release(void **state) {
         assert_bytes(b);
 }
 
+/* A policy of its own would be lost, and pages on the wrong node shared; a stack is a mapping that the kernel names. */
+static void test_never_registered(void **state) {
+        uint8_t *b = block_new();
+        const unsigned long nodes = 1;
+        uint64_t stack = (uint64_t) __builtin_frame_address(0) & ~(KSM_PAGE_SIZE - 1);
+        assert_int_equal(registry_register(&A, stack, stack + KSM_PAGE_SIZE, true), -EINVAL);
+        assert_int_equal(registry_register(&A, stack, stack + KSM_PAGE_SIZE, false), 0);
+        assert_false(rangeset_overlaps(&A.ranges, stack, stack + KSM_PAGE_SIZE));
+        assert_int_equal(registry_unregister(&A, (uint64_t) b, end_of(b), true), 0);
+        if (syscall(SYS_mbind, b, BLOCK_BYTES, 2 /* MPOL_BIND */, &nodes, sizeof(nodes) * 8, 0) < 0)
+                skip(); /* a kernel without NUMA */
+        assert_int_equal(registry_register(&A, (uint64_t) b, end_of(b), true), -EPERM);
+        assert_int_equal(registry_register(&A, (uint64_t) b, end_of(b), false), 0);
+        assert_false(is_registered(b));
+        assert_true(is_free(b));
+}
+
 static uint8_t *moved(uint8_t *b) {
         uint8_t *place = mmap(NULL, 2 * BLOCK_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         uint8_t *to = (uint8_t *) (((uintptr_t) place + BLOCK_BYTES - 1) & ~(BLOCK_BYTES - 1));
@@ -117,10 +112,33 @@ static void test_move_excluded(void **state) {
         assert_false(rangeset_overlaps(&A.excluded, (uint64_t) b, end_of(b)));
 }
 
+/* Of a block in pieces only those that were DONTFORK are so at the new place: a child has the others. */
+static void test_move_dontfork(void **state) {
+        uint8_t *b = block_new(), status[64];
+        agent_note_advice((uint64_t) page_at(b, 8), 8 * KSM_PAGE_SIZE, MADV_DONTFORK);
+        agent_consume_notes(&A);
+        uint8_t *to = moved(b);
+        for (unsigned i = 0; i < PAGES; i++)
+                fill(page_at(to, i), i % CONTENTS);
+        (void) apply(APPLY_MERGE, to, 0, PAGES, 0, status);
+        assert_int_equal(file_pages(to), ~0ULL);
+        pid_t pid = fork();
+        if (!pid) {
+                for (unsigned i = 0; i < PAGES; i++)
+                        if ((msync(page_at(to, i), KSM_PAGE_SIZE, MS_ASYNC) == 0) != (i < 8 || i >= 16))
+                                _exit(1);
+                _exit(0);
+        }
+        int wait_status;
+        assert_int_equal(waitpid(pid, &wait_status, 0), pid);
+        assert_int_equal(wait_status, 0);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_unregister), cmocka_unit_test(test_exclude), cmocka_unit_test(test_release),
-                cmocka_unit_test(test_move),       cmocka_unit_test(test_move_excluded),
+                cmocka_unit_test(test_move),       cmocka_unit_test(test_move_excluded), cmocka_unit_test(test_move_dontfork),
+                cmocka_unit_test(test_never_registered),
         };
         return cmocka_run_group_tests(tests, rig_setup, NULL);
 }

@@ -28,20 +28,6 @@
 
 #define FIRE_BOUND_USEC 60000000ULL
 
-static uint8_t *page_at(uint8_t *b, unsigned i) {
-        return b + (size_t) i * KSM_PAGE_SIZE;
-}
-
-/* A block whose pages map slot 0 and following. */
-static uint8_t *block_merged(void) {
-        uint8_t *b = block_new(), status[64];
-        for (unsigned i = 0; i < PAGES; i++)
-                fill(page_at(b, i), i % CONTENTS);
-        (void) apply(APPLY_MERGE, b, 0, PAGES, 0, status);
-        assert_int_equal(file_pages(b), ~0ULL);
-        return b;
-}
-
 static void assert_page(uint8_t *b, unsigned i, unsigned content) {
         uint8_t want[KSM_PAGE_SIZE];
         fill(want, content);

@@ -193,6 +193,18 @@ static void test_tracked(void **state) {
         assert_false(A.retrack);
 }
 
+/* What was merged has not been written: the next scan finds nothing new, and then exactly what is. */
+static void test_merged_is_not_written(void **state) {
+        uint8_t *b = block_merged();
+        struct look look;
+        assert_int_equal(look_at(A.pagemap_fd, (uint64_t) b, PAGES, &look), 0);
+        assert_int_equal(look.present & look.file, ~0ULL);
+        assert_int_equal(look.written, 0);
+        *(volatile uint8_t *) page_at(b, 9) = 1;
+        assert_int_equal(look_at(A.pagemap_fd, (uint64_t) b, PAGES, &look), 0);
+        assert_int_equal(look.written, 1ULL << 9);
+}
+
 /* A slot that the daemon did not say the segment has is not mapped, whatever the file holds there. */
 static void test_only_what_is_published(void **state) {
         uint8_t *b = block_new();
@@ -360,6 +372,7 @@ int main(void) {
                 cmocka_unit_test(test_only_what_is_registered),
                 cmocka_unit_test(test_notes_come_first),
                 cmocka_unit_test(test_tracked),
+                cmocka_unit_test(test_merged_is_not_written),
                 cmocka_unit_test(test_only_what_is_published),
                 cmocka_unit_test(test_two_segments),
                 cmocka_unit_test(test_scattered_slots),

@@ -18,7 +18,7 @@ AGENT_FAULTS = [
           "        place_populate(a, start, end);\n        return APPLY_OK;", "        return APPLY_OK;", LIB),
     Fault("populated-unprotected", "I2, 6.1 step 4", "a write to a merged page is not tracked", "lib/context.c",
           "                                     .mode = UFFDIO_CONTINUE_MODE_WP | UFFDIO_CONTINUE_MODE_DONTWAKE };",
-          "                                     .mode = UFFDIO_CONTINUE_MODE_DONTWAKE };", ("accounting",) + LIB + ("sharing", "shim-daemon")),
+          "                                     .mode = UFFDIO_CONTINUE_MODE_DONTWAKE };", ("transitions", "accounting") + LIB + ("sharing", "shim-daemon")),
     Fault("watchdog-page-believed", "6.1 step 2", "a zero page that the watchdog put into scratch is taken for the program's", "lib/hole.c",
           "(look.present | look.swapped) & ~look.zero", "look.present | look.swapped", ("hostile",) + LIB),
     Fault("hole-untracked", "5.2", "what was not replaced is not tracked any more", "lib/hole.c",
@@ -47,7 +47,7 @@ AGENT_FAULTS = [
           "        const uint64_t mask = want | PROCMAP_QUERY_VMA_EXECUTABLE | PROCMAP_QUERY_VMA_SHARED;",
           "        const uint64_t mask = want | PROCMAP_QUERY_VMA_SHARED;", LIB + CALLS),
     Fault("named-merged", "I7, 6.4", "memory with a name of its own is merged and loses it", "lib/vma.c",
-          "q.vma_name_size > 0 && strcmp(name, \"[heap]\") != 0;", "false;", LIB + CALLS),
+          "q.vma_name_size > 0 && strcmp(name, \"[heap]\") != 0;", "false;", ("attributes",) + LIB + CALLS),
     Fault("left-unsaid", "I7, 6.4", "restore says that all is restored, when pages stay", "lib/transition.c",
           "                any_left |= left;\n", "", REMERGE + CALLS),
 
@@ -68,7 +68,7 @@ AGENT_FAULTS = [
           "                place_share(t->a, start, end);\n                fault_point(FAULT_freeze_thawed);", "                fault_point(FAULT_freeze_thawed);",
           REMERGE + SHIM),
     Fault("foreign-writer-in-flight", "I1, 6.3", "a writer through /proc/PID/mem that found its page before the freeze is not waited for", "lib/freeze.c",
-          "        (void) sys_call(SYS_brk, 0, 0, 0, 0, 0, 0);\n", "", REMERGE + SHIM),
+          "        (void) sys_call(SYS_brk, 0, 0, 0, 0, 0, 0);\n", "", ("frozen",) + REMERGE + SHIM),
     Fault("pins-ignored", "I1, 6.3", "a page that was copied on write is taken for unpinned", "lib/freeze.c",
           "                private &= ~witness_shared(t->a, t->base, private);", "                private = 0;", REMERGE),
     Fault("swapped-certified", "I1, 6.3", "what was written to is not told from the segment's own pages", "lib/freeze.c",
@@ -117,12 +117,12 @@ AGENT_FAULTS = [
     Fault("remerge-no-freeze", "I1, 6.3", "pages are compared and replaced without stopping writers", "lib/remerge.c",
           "        uint64_t frozen = freeze_arm(t, d->todo);", "        uint64_t frozen = d->todo;", REMERGE),
     Fault("remerge-over-discard", "I7, 6.4", "a discard while a run is frozen is overlooked", "lib/remerge.c",
-          "        uint64_t placed = place(d, equal & ~t->removed);", "        uint64_t placed = place(d, equal);", REMERGE + ("shim-raw",) + SHIM),
+          "        uint64_t placed = place(d, equal & ~t->removed);", "        uint64_t placed = place(d, equal);", ("frozen",) + REMERGE + ("shim-raw",) + SHIM),
     Fault("remerge-no-wake", "6.3", "writers that waited for a merge inside a run are not woken", "lib/remerge.c",
           "        transition_wake(t, t->base, t->base + BLOCK_BYTES);\n", "", REMERGE),
-    Fault("remerge-leaves-vmas", "5.4", "a page that comes back to its place leaves mappings behind", "lib/remerge.c",
+    Fault("remerge-leaves-vmas", "5.4", "a page that comes back to its place stays a mapping of its own", "lib/remerge.c",
           "                (d->kind == APPLY_ZERO ? place_track : place_share)(t->a, page_address(t->base, i),\n                                                                    page_address(t->base, i + n));",
-          "                {\n                        (d->kind == APPLY_ZERO ? place_track : place_share)(t->a, page_address(t->base, i),\n                                                                            page_address(t->base, i + n));\n                        place_populate(t->a, page_address(t->base, i), page_address(t->base, i + n));\n                }",
+          "                if (d->kind == APPLY_ZERO)\n                        place_track(t->a, page_address(t->base, i), page_address(t->base, i + n));",
           REMERGE),
 
     # -- witness (lib/witness.c) ---------------------------------------------------------------------------------------------------
@@ -141,14 +141,14 @@ AGENT_FAULTS = [
     Fault("witness-without-budget", "6.3", "witnesses are made as often as the daemon asks", "lib/witness.c",
           "        if (!pressing && now < w->next_usec)\n                return -EAGAIN;\n", "", REMERGE),
     Fault("witness-despite-filter", "I7, 6.3", "a process with a system call filter forks witnesses", "lib/witness.c",
-          "        if (filtered(a))\n                return -EPERM;\n", "", CALLS + REMERGE),
+          "        if (filtered(a))\n                return -EPERM;\n", "", ("frozen",) + CALLS + REMERGE),
     Fault("witness-lives-on", "I7, 6.3", "what was asked of a witness long ago is believed for ever", "lib/witness.c",
           "(pressing || now < w->until_usec))", "true)", REMERGE),
 
     # -- watchdog (lib/watch.c) ------------------------------------------------------------------------------------------------------
     Fault("watchdog-sleeps", "6.1 step 2", "the watchdog is not woken for a move", "lib/watch.c",
-          "        if (!atomic_load(&w->awake)) {\n                atomic_store(&w->awake, 1);", "        if (false) {\n                atomic_store(&w->awake, 1);", LIB),
-    Fault("watchdog-idle", "6.1 step 2", "the watchdog looks on", "lib/watch.c", "                        watch_break(w);\n", "                        ;\n", LIB),
+          "        if (!atomic_load(&w->awake)) {\n                atomic_store(&w->awake, 1);", "        if (false) {\n                atomic_store(&w->awake, 1);", ("hostile",) + LIB),
+    Fault("watchdog-idle", "6.1 step 2", "the watchdog looks on", "lib/watch.c", "                        watch_break(w);\n", "                        ;\n", ("hostile",) + LIB),
 
     # -- segments of the agent (lib/segments.c) -----------------------------------------------------------------------------------------
     Fault("agent-maps-unsealed", "I2", "the agent maps a segment that could be written to", "lib/segments.c",
@@ -164,9 +164,9 @@ AGENT_FAULTS = [
 
     # -- registry (lib/registry.c) -------------------------------------------------------------------------------------------------------
     Fault("special-unread", "I7, 6.4", "attributes that only smaps shows are not looked at", "lib/registry.c",
-          "        if (a->special_known)\n", "        if (a)\n", CALLS + LIB + ("shim-fork",)),
+          "        if (a->special_known)\n", "        if (a)\n", ("attributes",) + CALLS + LIB + ("shim-fork",)),
     Fault("policy-merged", "I7, 6.4", "memory with a policy of its own is merged", "lib/registry.c",
-          "        return r == 0 && of_vma != of_task;", "        return r == 0 && of_vma != of_vma;", CALLS),
+          "        return r == 0 && of_vma != of_task;", "        return r == 0 && of_vma != of_vma;", ("registry",) + CALLS),
     Fault("unregister-leaves-merged", "I7, 6.4", "unregistered memory stays merged", "lib/registry.c",
           "        int r = transition_restore_range(a, start, end);\n        if (r < 0)\n                return r;\n        fault_point(FAULT_range_restored);",
           "        fault_point(FAULT_range_restored);", LIB + CALLS),
@@ -175,7 +175,7 @@ AGENT_FAULTS = [
     Fault("exclude-leaves-registered", "I7, 6.4", "excluded memory stays registered", "lib/registry.c",
           "        if (r == 0)\n                r = registry_unregister(a, start, end, false);\n        return r < 0 ? r : 0;", "        return r < 0 ? r : 0;", CALLS + ("accounting",)),
     Fault("release-keeps-context", "I7, 6.4", "runs that cannot be restored stay in our userfaultfd when the program wants its own", "lib/registry.c",
-          "(void) context_unregister(v.segment ? &a->shared : &a->track, from, to);", "if (!v.segment)\n                        (void) context_unregister(&a->track, from, to);", CALLS),
+          "(void) context_unregister(v.segment ? &a->shared : &a->track, from, to);", "if (!v.segment)\n                        (void) context_unregister(&a->track, from, to);", ("frozen",) + CALLS),
     Fault("advice-not-tracked-again", "I6", "what is advised at an address where libc unmapped something is never merged", "lib/registry.c",
           "        if (a->contexts_open && vma_is_candidate(v) && !own_holds(v->start))\n                registry_track_again(a, v);\n", "", ("shim-merged",)),
     Fault("forget-keeps-book", "I7, 6.4", "unmapped pages stay in the book", "lib/registry.c",
@@ -198,7 +198,7 @@ AGENT_FAULTS = [
           "        add_all(&a->excluded, &excluded);\n", "        rangeset_clear(&excluded);\n", CALLS + ("shim-fork", "shadow 40 s")),
     Fault("witness-spreads-dontfork", "I7, 6.3", "DONTFORK runs and their neighbours are DONTFORK after the fork of a witness", "lib/witness.c",
           "uint64_t from = MAX(x->start, start), to = MIN(x->end, end);\n                if (rangeset_add(&a->witness.let_in",
-          "uint64_t from = start, to = end;\n                if (rangeset_add(&a->witness.let_in", ("remerge", "fork", "shim-fork", "shadow 40 s")),
+          "uint64_t from = start, to = end;\n                if (rangeset_add(&a->witness.let_in", ("frozen", "remerge", "fork", "shim-fork", "shadow 40 s")),
     Fault("registers-excluded", "I7, 6.4", "discovery registers excluded memory", "lib/registry.c",
           "        const struct rangeset *sets[] = { &a->excluded, &a->ranges };", "        const struct rangeset *sets[] = { &a->ranges, &a->ranges };", CALLS),
 
@@ -215,7 +215,7 @@ AGENT_FAULTS = [
     Fault("notes-lost-unsaid", "I7", "notes that found no room are lost and nobody knows", "lib/notes.c",
           "                        atomic_store(&lost, true);\n", "", ("process_books", "fork") + CALLS),
     Fault("note-half-read", "I7", "a child waits for a note that its parent's other thread was writing", "lib/notes.c",
-          "                if (atomic_load(&ring[i % NOTES].turn) != i + 1) {", "                if (false) {", ("fork",)),
+          "                if (atomic_load(&ring[i % NOTES].turn) != i + 1) {", "                if (false) {", ("process_books", "fork")),
     Fault("notes-never-crowded", "I7", "nobody waits when notes come faster than they are read", "lib/notes.c",
           "               NOTES / 2;", "               2 * NOTES;", ("fork",) + CALLS),
     Fault("bell-unarmed", "6.0", "the agent's bell rings once", "lib/mailbox.c",
@@ -227,17 +227,17 @@ AGENT_FAULTS = [
 
     # -- the mapping lock once more (lib/maplock.*) ----------------------------------------------------------------------------------------------
     Fault("lock-nested-unchecked", "I7, 6.0", "a signal handler between raising and checking is not held back", "lib/maplock.h",
-          "        if (w & MAP_PASSED)\n                return;", "        if ((w & MAP_DEPTH_MASK) > 1)\n                return;", ("mailbox",) + LIB + SHIM),
+          "        if (w & MAP_PASSED)\n                return;", "        if ((w & MAP_DEPTH_MASK) > 1)\n                return;", ("maplock", "mailbox") + LIB + SHIM),
     Fault("lock-not-waited-for", "I7, 6.0", "a thread does not wait for the transition", "lib/maplock.h",
-          "        if (__builtin_expect(atomic_load_explicit(&map_active, memory_order_acquire), 0))\n                map_wait_inactive(s);\n", "", LIB + SHIM),
+          "        if (__builtin_expect(atomic_load_explicit(&map_active, memory_order_acquire), 0))\n                map_wait_inactive(s);\n", "", ("maplock",) + LIB + SHIM),
     Fault("lock-no-wake", "6.0", "threads that wait for the end of a transition are not woken", "lib/maplock.c",
-          "                (void) sys_futex_wake(&map_active, INT32_MAX);", "                ;", LIB + SHIM),
+          "                (void) sys_futex_wake(&map_active, INT32_MAX);", "                ;", ("maplock",) + LIB + SHIM),
     Fault("lock-child-inherits", "6.0", "a child believes that its parent's other threads are inside mapping calls", "lib/maplock.c",
-          "                atomic_store(&slots[i].word, 0);\n                atomic_store(&slots[i].tid, 0);", "                atomic_store(&slots[i].tid, 0);", ("fork", "shim-fork", "shim-daemon") + SHIM),
+          "                atomic_store(&slots[i].word, 0);\n                atomic_store(&slots[i].tid, 0);", "                atomic_store(&slots[i].tid, 0);", ("maplock", "fork", "shim-fork", "shim-daemon") + SHIM),
     Fault("lock-dead-threads", "6.0", "a thread that ended inside a mapping call stays inside", "lib/maplock.c",
-          "                        atomic_store(&slots[i].word, 0);\n                        return", "                        return", LIB + CALLS + ("shim-exit",)),
+          "                        atomic_store(&slots[i].word, 0);\n                        return", "                        return", ("maplock",) + LIB + CALLS + ("shim-exit",)),
     Fault("exits-uncounted", "I7, 6.0", "a wrapped discard is taken for one outside libc", "lib/maplock.h",
-          "                atomic_store_explicit(&s->exits, exits + 1, memory_order_relaxed);", "                (void) exits;", LIB + ("shim-raw", "accounting") + SHIM),
+          "                atomic_store_explicit(&s->exits, exits + 1, memory_order_relaxed);", "                (void) exits;", ("maplock",) + LIB + ("shim-raw", "accounting") + SHIM),
 
     # -- events, fork, books once more --------------------------------------------------------------------------------------------------------------
     Fault("discards-unsettled", "I7, 6.4", "a discarded page cannot be read through /proc/PID/mem", "lib/events.c",
