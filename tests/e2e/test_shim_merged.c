@@ -1,10 +1,11 @@
 /* Calls on merged memory, one line each: run without and with the shim, what they return and leave must be the same
  * (test_shim_merged.py). No addresses, no pids in the output.
  *
- * usage: test_shim_merged plain|merged [PARTS]. Parts: digits, see main. Blocks come in pairs of equal contents; before any call a pair is waited for until the
+ * usage: test_shim_merged plain|merged [PARTS]. Parts: letters, see main. Blocks come in pairs of equal contents; before any call a pair is waited for until the
  * kernel says that all of it is mapped from a file (plain: not at all). */
 #include <errno.h>
 #include <fcntl.h>
+#include <liburing.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <malloc.h>
@@ -17,6 +18,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/shm.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -27,6 +29,10 @@
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
+#endif
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#define MADV_GUARD_REMOVE 103
 #endif
 
 #define PAGE 4096UL
@@ -80,6 +86,21 @@ static size_t merged(const void *p, size_t bytes) {
         return n;
 }
 
+/* Pages that lie in the mapping of a file, copied on write or not. */
+static size_t in_file(const void *p, size_t bytes) {
+        char line[256];
+        size_t n = 0, from, to;
+        unsigned long inode;
+        FILE *f = fopen("/proc/self/maps", "re");
+        while (f && fgets(line, sizeof(line), f))
+                if (sscanf(line, "%zx-%zx %*s %*s %*s %lu", &from, &to, &inode) == 3 && inode)
+                        for (size_t at = from; at < to; at += PAGE)
+                                n += at >= (size_t) p && at < (size_t) p + bytes;
+        if (f)
+                fclose(f);
+        return n;
+}
+
 static void wait_merged(const void *p, size_t bytes) {
         size_t want = ((size_t) p + bytes - 1) / PAGE - (size_t) p / PAGE + 1;
         const struct timespec moment = { .tv_nsec = 2000000 };
@@ -101,8 +122,9 @@ static uint8_t *block(void) {
         return p + gap;
 }
 
+static unsigned contents;
+
 static struct pair pair(void) {
-        static unsigned contents;
         struct pair r = { block(), block(), ++contents };
         fill(r.p, BYTES, r.content);
         fill(r.twin, BYTES, r.content);
@@ -125,6 +147,13 @@ static size_t merged_later(const struct pair *x) {
         for (unsigned i = 0; i < 2; i++)
                 (void) merged_pair();
         return merged(x->p, BYTES);
+}
+
+/* What was said is done when a line on stdin comes. */
+static void say(const char *what) {
+        printf("%s\n", what);
+        fflush(stdout);
+        (void) getchar();
 }
 
 /* -- advice ----------------------------------------------------------------------------------------------------------- */
@@ -156,6 +185,15 @@ static void advice(void) {
         const struct iovec v = { x.p, BYTES };
         SHOW(process_madvise(self, &v, 1, MADV_FREE, 0));
         close(self);
+        int fd[2] = { -1, -1 };
+        x = merged_pair();
+        SHOW(pipe(fd));
+        SHOW(madvise(x.p, BYTES, MADV_GUARD_INSTALL));
+        SHOW(write(fd[1], x.p, 1)); /* nobody may look */
+        SHOW(madvise(x.p, BYTES, MADV_GUARD_REMOVE));
+        SHOW(not_zero(x.p, BYTES));
+        close(fd[0]);
+        close(fd[1]);
         SHOW(syscall(SYS_prctl, PR_SET_VMA, PR_SET_VMA_ANON_NAME, x.twin, BYTES, "a name"));
 }
 
@@ -226,6 +264,96 @@ static void attributes(void) {
         SHOW(wrong(x.p, BYTES, x.content));
 }
 
+/* Calls that are for plain memory find it, whatever they say. The daemon is stopped: nothing is merged again behind them. */
+static void plain_memory(void) {
+        enum { CALLS = 11 };
+        struct pair x[CALLS];
+        const unsigned long nodes = 1;
+        const int self = (int) syscall(SYS_pidfd_open, getpid(), 0);
+        unsigned n = 0;
+        for (unsigned i = 0; i < CALLS; i++)
+                x[i] = merged_pair();
+        say("hold");
+        for (unsigned i = 0; i < 4; i++) /* what was on its way has arrived */
+                (void) madvise((void *) ((uintptr_t) &x & ~(PAGE - 1)), PAGE, MADV_UNMERGEABLE);
+#define FINDS_PLAIN(call)                                \
+        do {                                             \
+                uint8_t *p = x[n].p;                     \
+                SHOW(call);                              \
+                SHOW(in_file(p, BYTES));                 \
+                SHOW(wrong(x[n].twin, BYTES, x[n].content)); \
+                n++;                                     \
+        } while (0)
+        FINDS_PLAIN(madvise(p, BYTES, MADV_FREE));
+        FINDS_PLAIN(madvise(p, BYTES, MADV_REMOVE));
+        FINDS_PLAIN(madvise(p, BYTES, MADV_COLLAPSE));
+        FINDS_PLAIN(madvise(p, BYTES, MADV_WIPEONFORK));
+        FINDS_PLAIN(madvise(p, BYTES, MADV_DONTDUMP));
+        FINDS_PLAIN(process_madvise(self, &(struct iovec) { p, BYTES }, 1, MADV_DONTDUMP, 0));
+        FINDS_PLAIN(mlock(p, BYTES));
+        FINDS_PLAIN(mlock2(p, BYTES, MLOCK_ONFAULT));
+        FINDS_PLAIN(syscall(SYS_mbind, p, BYTES, 2 /* MPOL_BIND */, &nodes, 8, 0));
+        FINDS_PLAIN(pkey_mprotect(p, BYTES, PROT_READ | PROT_WRITE, 15) < 0); /* a key that nobody has */
+        FINDS_PLAIN(prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, p, BYTES, "a name"));
+        say("go");
+        close(self);
+}
+
+/* -- what comes next to the same place --------------------------------------------------------------------------------------- */
+
+static uint8_t *locked(uint8_t *p) {
+        if (madvise(p, BYTES, MADV_MERGEABLE) < 0 || mlock(p, BYTES) < 0)
+                abort();
+        return p;
+}
+
+static void map_at(uint8_t *p, int flag) {
+        SHOW(mmap(p, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flag, -1, 0) == p);
+}
+
+static void merges(uint8_t *p) {
+        struct pair x = { p, block(), ++contents };
+        fill(x.p, BYTES, x.content);
+        fill(x.twin, BYTES, x.content);
+        SHOW(madvise(x.p, BYTES, MADV_MERGEABLE));
+        SHOW(madvise(x.twin, BYTES, MADV_MERGEABLE));
+        wait_merged(x.p, BYTES);
+        SHOW(wrong(x.p, BYTES, x.content));
+}
+
+/* What was locked is never merged, and goes; what is mapped there next is another thing. */
+static void anew(void) {
+        uint8_t *p = locked(block());
+        SHOW(munmap(p, BYTES));
+        map_at(p, MAP_FIXED_NOREPLACE);
+        merges(p);
+        p = locked(block());
+        map_at(p, MAP_FIXED);
+        merges(p);
+        p = locked(block());
+        int id = shmget(IPC_PRIVATE, BYTES, 0600);
+        SHOW(shmat(id, p, SHM_REMAP) == p);
+        SHOW(shmctl(id, IPC_RMID, NULL));
+        SHOW(shmdt(p));
+        map_at(p, MAP_FIXED_NOREPLACE);
+        merges(p);
+        p = locked(block());
+        struct pair x = pair();
+        SHOW(mremap(x.p, BYTES, BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, p) == p);
+        wait_merged(p, BYTES); /* asked for where it was */
+        SHOW(wrong(p, BYTES, x.content));
+        p = (uint8_t *) (((uintptr_t) sbrk(0) + PAGE - 1) & ~(PAGE - 1));
+        SHOW(brk(p + BYTES));
+        (void) locked(p);
+        SHOW(brk(p));
+        SHOW(brk(p + BYTES));
+        merges(p);
+        (void) locked(p);
+        SHOW(sbrk(-(intptr_t) BYTES) == p + BYTES);
+        SHOW(sbrk((intptr_t) BYTES) == p);
+        merges(p);
+}
+
 static void own_userfaultfd(void) {
         struct pair x = merged_pair();
         struct uffdio_api api = { .api = UFFD_API };
@@ -261,7 +389,8 @@ static void moves(void) {
         SHOW(wrong(x.p, BYTES / 2, x.content));
 }
 
-/* Blocks of libc's own mappings, equal to the byte, header and all. What realloc adds comes from the kernel as zeros. */
+/* Blocks of libc's own mappings, equal to the byte, header and all. What realloc adds comes from the kernel as zeros, not from what the
+ * segment holds behind them; also when a page of the block is pinned, and cannot be restored. */
 static void heap(void) {
         enum { BLOCKS = 8, HEADER = 16 };
         static uint8_t *p[BLOCKS];
@@ -276,22 +405,22 @@ static void heap(void) {
         }
         for (unsigned i = 0; i < BLOCKS; i++)
                 wait_merged(p[i] - HEADER, BYTES);
+        for (unsigned i = 0; i < 2; i++)
+                (void) merged_pair();
+        struct io_uring ring;
+        struct iovec v = { p[0] - HEADER + 3 * PAGE, PAGE };
+        bool has_ring = io_uring_queue_init(4, &ring, 0) == 0 && io_uring_register_buffers(&ring, &v, 1) == 0;
         for (unsigned i = 0; i < BLOCKS; i++) {
                 uint8_t *q = realloc(p[i], 4 * BYTES - HEADER);
                 SHOW(wrong(q, BYTES - HEADER, 250));
                 SHOW(not_zero(q + BYTES - HEADER, 3 * BYTES));
                 free(q);
         }
+        if (has_ring)
+                io_uring_queue_exit(&ring);
 }
 
 /* -- the whole process ------------------------------------------------------------------------------------------------------ */
-
-/* A line on stdin comes when the daemon has made passes since. */
-static void passes(void) {
-        printf("passes\n");
-        fflush(stdout);
-        (void) getchar();
-}
 
 static void *on_stack(void *userdata) {
         uint8_t bytes[2 * BYTES];
@@ -299,29 +428,38 @@ static void *on_stack(void *userdata) {
         fill(p, BYTES, 240);
         fill(other, BYTES, 240);
         wait_merged(other + BYTES, BYTES); /* of two equal ones beside it */
+        if (getenv("USERKSM_MERGE_ANY")) { /* the stack would be found with it */
+                uint8_t *found = block();
+                fill(found, BYTES, 240);
+                wait_merged(found, BYTES);
+        }
+        say("passes");
         SHOW(merged(p, BYTES));
         SHOW(wrong(p, BYTES, 240));
         return NULL;
 }
 
-/* libc unmaps a thread's stack itself. */
+/* libc unmaps a thread's stack itself. One with a guard of the usual size is known by that, too. */
 static void stacks(void) {
         uint8_t *other = mmap(NULL, 3 * BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         pthread_t t;
+        pthread_attr_t attr;
+        (void) pthread_attr_init(&attr);
+        (void) pthread_attr_setguardsize(&attr, 4 * PAGE);
         fill(other + BYTES, BYTES, 240);
         fill(other + 2 * BYTES, BYTES, 240);
         (void) madvise(other, 3 * BYTES, MADV_MERGEABLE);
-        if (pthread_create(&t, NULL, on_stack, other) == 0)
+        if (pthread_create(&t, &attr, on_stack, other) == 0)
                 pthread_join(t, NULL);
 }
 
 static void all_locked(void) {
         struct pair x = merged_pair();
         SHOW(mlockall(MCL_CURRENT));
-        SHOW(merged(x.p, BYTES));
+        SHOW(in_file(x.p, BYTES));
         SHOW(wrong(x.p, BYTES, x.content));
         struct pair y = pair();
-        passes();
+        say("passes");
         SHOW(merged(x.p, BYTES));
         SHOW(merged(y.p, BYTES));
         SHOW(munlockall());
@@ -341,7 +479,7 @@ static void filtered(void) {
         struct pair x = merged_pair(), y = pair();
         SHOW(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
         SHOW(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program));
-        passes();
+        say("passes");
         SHOW(wrong(x.p, BYTES, x.content));
         SHOW(wrong(y.p, BYTES, y.content));
 }
@@ -352,9 +490,10 @@ int main(int argc, char **argv) {
         pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
         if (pagemap < 0)
                 return 77;
-        static void (*const parts[])(void) = { advice, forks, attributes, own_userfaultfd, moves, heap, stacks, all_locked, filtered };
+        static void (*const parts[])(void) = { advice, forks,        attributes, own_userfaultfd, moves, heap, plain_memory,
+                                              anew,   stacks, all_locked, filtered };
         for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++)
-                if (argc <= 2 || strchr(argv[2], '0' + (int) i))
+                if (argc <= 2 || strchr(argv[2], 'a' + (int) i))
                         parts[i]();
         return 0;
 }

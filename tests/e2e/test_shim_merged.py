@@ -3,6 +3,7 @@
 shim, and with it when all that it works on is merged."""
 import difflib
 import os
+import signal
 import subprocess
 import threading
 
@@ -14,8 +15,8 @@ SECONDS = 150
 PASSES = 30
 
 
-def output(argument, env, passes=lambda: None):
-    """Answers "passes" when the daemon has made some."""
+def output(argument, env, orders=None):
+    """Lines of these names ask for something to be done, and are answered when it is."""
     program = subprocess.Popen([PROGRAM, argument], env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)
     killer = threading.Timer(SECONDS, program.kill)
@@ -24,8 +25,9 @@ def output(argument, env, passes=lambda: None):
     try:
         for line in program.stdout:
             lines.append(line.rstrip())
-            if lines[-1] == "passes":
-                passes()
+            if lines[-1] in ("passes", "hold", "go"):
+                if orders:
+                    orders[lines[-1]]()
                 program.stdin.write("\n")
                 program.stdin.flush()
         assert program.wait(20) == 0, f"exit status {program.returncode} after {lines[-3:]}: {program.stderr.read()}"
@@ -45,7 +47,9 @@ def more_passes(daemon):
 expected = output("plain", dict(os.environ))
 with Daemon() as d:
     for mode, extra in {"advised": {}, "merge-any": {"USERKSM_MERGE_ANY": "1"}}.items():
-        got = output("merged", environment(d.socket, **extra), lambda: more_passes(d))
+        got = output("merged", environment(d.socket, **extra), {
+            "passes": lambda: more_passes(d), "hold": lambda: d.process.send_signal(signal.SIGSTOP),
+            "go": lambda: d.process.send_signal(signal.SIGCONT)})
         difference = list(difflib.unified_diff(expected, got, "plain", mode, lineterm=""))
         assert not difference, f"{mode}:\n" + "\n".join(difference)
         print(f"{mode}: {len(got)} results as on plain memory")
