@@ -148,10 +148,12 @@ def signals_reach_the_command():
     with Daemon() as d:
         script = 'trap "echo got; exit 5" %s; echo up; while :; do sleep 0.05; done'
         for name in "TERM", "HUP", "USR1", "INT", "QUIT":
+            number = getattr(signal, "SIG" + name)
+            # Whoever started the tests may ignore it (nohup), and a shell cannot trap what it was started to ignore.
             process = subprocess.Popen([KSMCTL, "--socket", d.socket, "run", "-q", "sh", "-c", script % name],
-                                       stdout=subprocess.PIPE, text=True)
+                                       stdout=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))
             assert process.stdout.readline() == "up\n"
-            process.send_signal(getattr(signal, "SIG" + name))
+            process.send_signal(number)
             out, _ = process.communicate(timeout=20)
             assert (process.returncode, out) == (5, "got\n"), (name, process.returncode, out)
 
