@@ -171,6 +171,7 @@ static void forget_dontfork(struct agent *a) {
                 (void) rangeset_remove(&a->ranges, x.start, x.end);
                 (void) rangeset_remove(&a->found, x.start, x.end);
                 (void) rangeset_remove(&a->excluded, x.start, x.end);
+                (void) rangeset_remove(&a->stacks, x.start, x.end);
                 (void) rangeset_remove(&a->huge, x.start, x.end);
                 (void) rangeset_remove(&a->nohuge, x.start, x.end);
         }
@@ -180,7 +181,7 @@ static void forget_dontfork(struct agent *a) {
 void agent_reset_in_child(bool libc_knows) {
         struct agent *a = &agent;
         struct rangeset ranges = a->ranges, found = a->found, excluded = a->excluded, dontfork = a->dontfork;
-        struct rangeset huge = a->huge, nohuge = a->nohuge;
+        struct rangeset stacks = a->stacks, huge = a->huge, nohuge = a->nohuge;
         bool suspended = a->suspended, special_known = a->special_known;
         own_free(a->segments.v, a->segments.capacity * sizeof(*a->segments.v));
         rangeset_clear(&a->released); /* not inherited */
@@ -196,7 +197,7 @@ void agent_reset_in_child(bool libc_knows) {
                 own_forget(agent_control()->stack);
         }
         *a = (struct agent) { .ranges = ranges, .found = found, .excluded = excluded, .dontfork = dontfork,
-                              .huge = huge, .nohuge = nohuge,
+                              .stacks = stacks, .huge = huge, .nohuge = nohuge,
                               .suspended = suspended, .special_known = special_known };
         agent_control()->stack = NULL;
         mailbox_fork_child();

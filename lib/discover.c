@@ -17,7 +17,8 @@
 /* A walk that finds something new may read smaps: it takes at most this share of the time. */
 #define DISCOVER_COST_FACTOR 20U
 
-/* A stack of a thread that libc made for itself (the others are noted by the shim): a guard of one page right below. */
+/* A stack of a thread that libc made for itself (the others are noted by the shim): a guard of one page right below. Others guard
+ * memory so too (QEMU the guest's): who asks for it by MADV_MERGEABLE gets it merged. */
 static bool looks_like_stack(const struct vma *before, const struct vma *v) {
         const uint64_t access =
                 PROCMAP_QUERY_VMA_READABLE | PROCMAP_QUERY_VMA_WRITABLE | PROCMAP_QUERY_VMA_EXECUTABLE;
@@ -27,13 +28,13 @@ static bool looks_like_stack(const struct vma *before, const struct vma *v) {
 
 static bool covered(struct agent *a, uint64_t start, uint64_t end) {
         for (uint64_t at = start; at < end;) {
-                const struct interval *x = rangeset_from(&a->ranges, at), *y = rangeset_from(&a->excluded, at);
-                if (x && x->start <= at)
-                        at = x->end;
-                else if (y && y->start <= at)
-                        at = y->end;
-                else
+                const struct rangeset *sets[] = { &a->ranges, &a->excluded, &a->stacks };
+                const struct interval *x = NULL;
+                for (unsigned i = 0; i < ARRAY_SIZE(sets) && !(x && x->start <= at); i++)
+                        x = rangeset_from(sets[i], at);
+                if (!x || x->start > at)
                         return false;
+                at = x->end;
         }
         return true;
 }
@@ -57,7 +58,7 @@ static uint32_t walk(struct agent *a, void (*f)(struct agent *, const struct vma
                 if (covered(a, v.start, v.end))
                         continue;
                 if (looks_like_stack(&before, &v)) {
-                        (void) rangeset_add(&a->excluded, v.start, v.end);
+                        (void) rangeset_add(&a->stacks, v.start, v.end);
                         continue;
                 }
                 f(a, &v, userdata);

@@ -234,6 +234,7 @@ int registry_release(struct agent *a, uint64_t start, uint64_t end) {
 void registry_forget(struct agent *a, uint64_t start, uint64_t end) {
         book_forget(start, end);
         (void) rangeset_remove(&a->excluded, start, end);
+        (void) rangeset_remove(&a->stacks, start, end);
         (void) rangeset_remove(&a->dontfork, start, end);
         (void) rangeset_remove(&a->huge, start, end);
         (void) rangeset_remove(&a->nohuge, start, end);

@@ -42,6 +42,7 @@ struct agent {
         struct rangeset ranges;   /* registered */
         struct rangeset found;    /* those of them that discovery registered (merge-any) */
         struct rangeset excluded; /* never to be merged: stacks, mlocked, ... */
+        struct rangeset stacks;   /* look like stacks: discovery passes them over, the program may register them */
         struct rangeset released; /* those of them that the program's own userfaultfd was let in to */
         struct rangeset dontfork; /* VM_DONTCOPY: put back on what replaces pages */
         struct rangeset huge, nohuge; /* MADV_HUGEPAGE, MADV_NOHUGEPAGE: the same, on anonymous memory */

@@ -113,9 +113,10 @@ static void wait_merged(const void *p, size_t bytes) {
         }
 }
 
-/* Apart from its neighbours, so that no mapping fuses with it; by two pages: by one it would look like a stack. */
+/* Apart from its neighbours, so that no mapping fuses with it. A page below it looks like the guard of a stack, which discovery passes
+ * over: asked for, it is merged all the same. */
 static uint8_t *block(void) {
-        const size_t gap = 2 * PAGE;
+        const size_t gap = PAGE;
         uint8_t *p = mmap(NULL, BYTES + 2 * gap, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (p == MAP_FAILED || mprotect(p + gap, BYTES, PROT_READ | PROT_WRITE) < 0)
                 abort();
