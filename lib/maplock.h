@@ -70,7 +70,9 @@ static inline bool map_inside(void) {
 
 /* -- agent side -- */
 
-/* Once per process (and again in a forked child): -errno when membarrier is not there. */
+/* Once per process (and again in a forked child): -errno when membarrier is not there. In a process with several threads the kernel
+ * waits for a grace period of RCU (sync_runqueues_membarrier_state in kernel/sched/membarrier.c): 10 ms, and seconds on a machine
+ * that does not let a preempted reader go on. With one thread, or when it was done before, it returns at once. */
 int map_lock_init(void);
 /* True: active, and no thread is inside a bracket until map_lock_release. False after about `spin_usec`: given up.
  * drain is called between looks. */

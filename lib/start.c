@@ -6,10 +6,12 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/single_threaded.h>
 
 #include "lib/agent.h"
 #include "lib/agent_start.h"
 #include "lib/mailbox.h"
+#include "lib/maplock.h"
 #include "lib/notes.h"
 #include "lib/sys.h"
 #include "proto/messages.h"
@@ -147,6 +149,8 @@ int agent_start(const char *socket_path, unsigned flags) {
                 agent_note_objects();
         control.objects_noted = true;
         pthread_once(&atfork_once, fork_register);
+        if (__libc_single_threaded)
+                (void) map_lock_init(); /* while it is for nothing; tried again with the contexts, which says what is wrong */
         r = create_thread();
         if (r < 0) {
                 control_set_state(&control, AGENT_NONE);
