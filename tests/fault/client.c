@@ -14,6 +14,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <liburing.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -42,6 +43,7 @@
 /* Short accesses are not worth a look at how long the thread was ready to run. */
 #define LOOK_CLOSER_USEC 50000U
 #define READ_PAUSE_USEC 4000U
+#define WORTH_SAYING_USEC 300000U
 #define UPPER_HALF_RARELY 16U
 #define PIN_ROUNDS 4U
 #define FORK_ROUNDS 3U /* pages that a child shares cannot be merged: not all the time */
@@ -149,11 +151,14 @@ static struct stopwatch stopwatch_start(void) {
         return (struct stopwatch) { now_usec(), atomic_load(&ready_before_usec) };
 }
 
-static void stopwatch_stop(struct stopwatch s, _Atomic uint64_t *most) {
+static void stopwatch_stop(struct stopwatch s, _Atomic uint64_t *most, const char *what) {
         uint64_t usec = now_usec() - s.started_usec;
         if (usec > LOOK_CLOSER_USEC) {
                 uint64_t ready = ready_usec() - s.ready_usec;
                 usec = usec > ready ? usec - ready : 0;
+                if (usec > WORTH_SAYING_USEC)
+                        fprintf(stderr, "client %d: %s took %" PRIu64 " us, and %" PRIu64 " more without a processor\n", (int) getpid(), what,
+                                usec, ready);
         }
         if (usec > atomic_load(most))
                 raise_to(most, usec);
@@ -162,7 +167,7 @@ static void stopwatch_stop(struct stopwatch s, _Atomic uint64_t *most) {
 /* -- calls ------------------------------------------------------------------------------------------------------------ */
 
 static void call(struct stopwatch s, const char *name, int result) {
-        stopwatch_stop(s, &status->call_usec);
+        stopwatch_stop(s, &status->call_usec, name);
         /* What a machine that lacks something may answer. */
         if (result < 0 && result != -EAGAIN && result != -ENOMEM && result != -ENOENT) {
                 fprintf(stderr, "client %d: %s: %s\n", (int) getpid(), name, strerror(-result));
@@ -181,7 +186,7 @@ static void map_anew(uint8_t *p, unsigned n_pages) {
         if (userksm_mmap(p, n_pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != p)
                 call(s, "mmap", -errno);
         else
-                stopwatch_stop(s, &status->call_usec);
+                stopwatch_stop(s, &status->call_usec, "mmap");
 }
 
 /* -- steady and turn ------------------------------------------------------------------------------------------------- */
@@ -198,7 +203,7 @@ static void check(const char *where, const uint8_t *page, uint64_t seed) {
         content(want, seed);
         struct stopwatch s = stopwatch_start();
         bool same = memcmp(page, want, PAGE) == 0;
-        stopwatch_stop(s, &status->longest_usec);
+        stopwatch_stop(s, &status->longest_usec, where);
         if (!same)
                 wrong(where, page);
 }
@@ -226,7 +231,7 @@ static void take_turn(void) {
         for (unsigned i = 0; i < TURN_PAGES; i++) {
                 struct stopwatch s = stopwatch_start();
                 content(turn + i * PAGE, turn_seed(wanted, i));
-                stopwatch_stop(s, &status->longest_usec);
+                stopwatch_stop(s, &status->longest_usec, "access");
         }
         register_area(turn, TURN_PAGES);
         turn_now = wanted;
@@ -249,7 +254,7 @@ static void check_churn(unsigned i) {
         want[7] = (uint8_t) (want[7] + churn_poked[i]);
         struct stopwatch s = stopwatch_start();
         bool same = memcmp(churn + i * PAGE, want, PAGE) == 0;
-        stopwatch_stop(s, &status->longest_usec);
+        stopwatch_stop(s, &status->longest_usec, "access");
         if (!same)
                 wrong("churn", churn + i * PAGE);
 }
@@ -271,12 +276,12 @@ static void churn_once(unsigned *random) {
                                 content(churn + i * PAGE, churn_seed[i]);
                         else
                                 memcpy(churn + i * PAGE, zeros, PAGE);
-                        stopwatch_stop(s, &status->longest_usec);
+                        stopwatch_stop(s, &status->longest_usec, "access");
                 } else if (what == 3) {
                         churn_poked[i]++;
                         struct stopwatch s = stopwatch_start();
                         churn[i * PAGE + 7]++;
-                        stopwatch_stop(s, &status->longest_usec);
+                        stopwatch_stop(s, &status->longest_usec, "access");
                 }
         }
         if (what != 4)
@@ -286,7 +291,7 @@ static void churn_once(unsigned *random) {
         struct stopwatch s = stopwatch_start();
         if (userksm_madvise(churn + first * PAGE, (last - first) * PAGE, MADV_DONTNEED) < 0)
                 perror("madvise");
-        stopwatch_stop(s, &status->call_usec);
+        stopwatch_stop(s, &status->call_usec, "discard");
         if (first & 1) /* at once, before the agent has given them their zeros, or not */
                 for (unsigned i = first; i < last; i++)
                         check_churn(i);
@@ -317,7 +322,7 @@ static void *probe(void *unused) {
                         struct stopwatch s = stopwatch_start();
                         for (unsigned i = 0; i < GUEST_PAGES; i++)
                                 (void) ((volatile uint8_t *) page)[i * PAGE];
-                        stopwatch_stop(s, &status->longest_usec);
+                        stopwatch_stop(s, &status->longest_usec, "access");
                         if (k % 8 == 7)
                                 pause_usec(200);
                 }
@@ -349,7 +354,7 @@ static void fork_once(void) {
         (void) pthread_mutex_lock(&turn_lock);
         struct stopwatch s = stopwatch_start();
         pid_t pid = fork();
-        stopwatch_stop(s, &status->call_usec);
+        stopwatch_stop(s, &status->call_usec, pid ? "fork" : "fork, in the child");
         if (pid == 0) {
                 (void) prctl(PR_SET_PDEATHSIG, SIGKILL);
                 _exit(child());
