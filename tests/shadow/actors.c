@@ -7,6 +7,8 @@
 #include "tests/shadow/futex.h"
 #include "tests/shadow/shadow.h"
 
+#define STACK_BYTES (512 << 10) /* the usual 8 MiB would be most of what mlockall has to fill */
+
 static struct record (*const functions[OP_KINDS])(struct actor *, const struct op *) = {
 #define X(name, weight, where) op_##name,
         OPS(X)
@@ -108,8 +110,11 @@ static void *thread_main(void *index) {
 void run_threads(void) {
         pthread_t threads[THREADS];
         struct actor a;
+        pthread_attr_t attributes;
+        check(pthread_attr_init(&attributes) == 0 && pthread_attr_setstacksize(&attributes, STACK_BYTES) == 0, "stacks");
         for (uintptr_t i = 1; i < THREADS; i++)
-                check(pthread_create(&threads[i], NULL, thread_main, (void *) i) == 0, "pthread_create");
+                check(pthread_create(&threads[i], &attributes, thread_main, (void *) i) == 0, "pthread_create");
+        (void) pthread_attr_destroy(&attributes);
         actor_open(&a, 0);
         actor_run(&a);
         for (unsigned i = 1; i < THREADS; i++)

@@ -5,6 +5,7 @@
  *         --log FILE         the records
  *         --directory DIR    scratch files
  *         [--settle USEC]    wait up to this long for merging at settle operations; without it this is a plain run
+ *         [--linger]         stays after its account until standard input ends, so that the daemon can be asked about it
  *         [--plant BITS]     planted faults: 1 a lost byte, 2 a call around its wrapper */
 #include <errno.h>
 #include <fcntl.h>
@@ -22,7 +23,7 @@
 #include "tests/shadow/shadow.h"
 
 #define ARGUMENTS_MAX 40
-#define TOP_PAD_BYTES (64 << 20)
+#define TOP_PAD_BYTES (8 << 20) /* several times what the blocks below mmap's threshold can take; mlockall makes it all present */
 #define TOP_BYTES (400 << 10) /* more than malloc begins with, in pieces that it takes from there */
 
 struct run run;
@@ -31,7 +32,7 @@ static struct {
         const char *family, *replay, *log, *raw;
         uint64_t seed;
         uint32_t ops;
-        bool print;
+        bool print, linger;
         int shared_fd, state_fd; /* after an exec; -1 before */
         uint32_t next;
         char **argv;
@@ -68,7 +69,8 @@ static void parse(int argc, char **argv) {
         static const struct option names[] = {
                 { "family", 1, NULL, 'f' }, { "seed", 1, NULL, 's' },   { "ops", 1, NULL, 'n' },     { "replay", 1, NULL, 'r' },
                 { "print", 0, NULL, 'p' },  { "log", 1, NULL, 'l' },    { "directory", 1, NULL, 'd' }, { "settle", 1, NULL, 't' },
-                { "plant", 1, NULL, 'P' },  { "raw", 1, NULL, 'R' },    { "resume", 1, NULL, 'u' },  { 0 },
+                { "plant", 1, NULL, 'P' },  { "raw", 1, NULL, 'R' },    { "resume", 1, NULL, 'u' },  { "linger", 0, NULL, 'L' },
+                { 0 },
         };
         for (int c; (c = getopt_long(argc, argv, "", names, NULL)) != -1;) {
                 switch (c) {
@@ -82,6 +84,7 @@ static void parse(int argc, char **argv) {
                 case 't': run.settle_usec = (uint32_t) strtoul(optarg, NULL, 0); break;
                 case 'P': run.plant = (uint32_t) strtoul(optarg, NULL, 0); break;
                 case 'R': options.raw = optarg; break;
+                case 'L': options.linger = true; break;
                 case 'u':
                         if (sscanf(optarg, "%d,%d,%u", &options.shared_fd, &options.state_fd, &options.next) == 3)
                                 break;
@@ -166,6 +169,7 @@ static void print_account(void) {
         for (unsigned k = 0; k < OP_KINDS; k++)
                 printf("%s\"%s\": %u", k ? ", " : "", op_names[k], kinds[k]);
         printf("}}\n");
+        (void) fflush(stdout);
 }
 
 int main(int argc, char **argv) {
@@ -210,5 +214,7 @@ int main(int argc, char **argv) {
         alarms(false);
         write_log();
         print_account();
+        for (char c; options.linger && read(STDIN_FILENO, &c, 1) > 0;)
+                ;
         return 0;
 }

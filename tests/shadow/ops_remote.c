@@ -18,6 +18,9 @@
 
 #define REFUSED_READABLE_USEC 5000000U /* an access that cannot wait is tried again while one that can wait succeeds */
 #define REFUSED_USEC 20000U            /* and otherwise, a little */
+#define REFUSED_UNMAPPED_USEC 2000U
+#define AGAIN_FIRST_USEC 50U           /* each time twice as long, so that an answer that stays costs few tries */
+#define AGAIN_LAST_USEC 3200U
 
 enum command { REMOTE_READ, REMOTE_WRITE, REMOTE_PEEK, REMOTE_POKE };
 enum state { IDLE, REQUEST, DONE };
@@ -58,28 +61,41 @@ static long traced(struct mailbox *b, bool poke) {
         return error ? -1 : r;
 }
 
-/* A shared mapping without PROT_WRITE cannot be forced: EIO is the kernel's own answer. */
-static bool refuses_writes(pid_t pid, uint8_t *at) {
+/* How long EIO is tried again where merging cannot be the reason for long: in a shared mapping without PROT_WRITE, which cannot
+ * be forced, and where nothing is mapped (mremap, which puts a copy there, unmaps first). 0: anywhere else. */
+static uint64_t refusal_usec(pid_t pid, uint8_t *at, bool write) {
         char path[64];
         snprintf(path, sizeof(path), "/proc/%d/maps", (int) pid);
         _cleanup_close_ int fd = open(path, O_RDONLY | O_CLOEXEC);
         struct procmap_query q = { .size = sizeof(q), .query_addr = (uint64_t) at };
-        return fd >= 0 && ioctl(fd, PROCMAP_QUERY, &q) == 0 && (q.vma_flags & PROCMAP_QUERY_VMA_SHARED) &&
-               !(q.vma_flags & PROCMAP_QUERY_VMA_WRITABLE);
+        if (fd < 0)
+                return 0;
+        if (ioctl(fd, PROCMAP_QUERY, &q) < 0)
+                return errno == ENOENT ? REFUSED_UNMAPPED_USEC : 0;
+        return write && (q.vma_flags & PROCMAP_QUERY_VMA_SHARED) && !(q.vma_flags & PROCMAP_QUERY_VMA_WRITABLE);
 }
 
 /* How long an access that got EIO is tried again. */
 static uint64_t patience_usec(pid_t pid, uint8_t *at, bool write) {
         uint8_t byte;
         struct iovec local = { &byte, 1 }, remote = { at, 1 };
-        if (write && refuses_writes(pid, at))
-                return 0;
+        uint64_t refusal = refusal_usec(pid, at, write);
+        if (refusal)
+                return refusal;
         return process_vm_readv(pid, &local, 1, &remote, 1, 0) == 1 ? REFUSED_READABLE_USEC : REFUSED_USEC;
+}
+
+/* Counts a refused access and waits before the next try. */
+static void wait_again(useconds_t *step) {
+        atomic_fetch_add(&run.control->refused, 1);
+        (void) usleep(*step);
+        *step = MIN(*step * 2, AGAIN_LAST_USEC);
 }
 
 static void serve(struct mailbox *b) {
         struct iovec local = { b->data, b->bytes }, remote = { b->at, b->bytes };
         uint64_t start = now_usec();
+        useconds_t step = AGAIN_FIRST_USEC;
         for (;;) {
                 errno = 0;
                 switch (b->command) {
@@ -93,8 +109,7 @@ static void serve(struct mailbox *b) {
                         return;
                 if (now_usec() - start >= patience_usec(b->pid, b->at, b->command == REMOTE_POKE))
                         return;
-                atomic_fetch_add(&run.control->refused, 1);
-                (void) usleep(50);
+                wait_again(&step);
         }
 }
 
@@ -205,6 +220,7 @@ struct record op_poke(struct actor *a, const struct op *o) {
  * tried again as above. */
 static ssize_t transfer_page(int fd, bool out, uint8_t *bytes, uint8_t *at, size_t n) {
         uint64_t start = now_usec();
+        useconds_t step = AGAIN_FIRST_USEC;
         for (;;) {
                 ssize_t r = out ? pread(fd, bytes, n, (off_t) (uintptr_t) at) : pwrite(fd, bytes, n, (off_t) (uintptr_t) at);
                 if (r != -1 || errno != EIO || !run.settle_usec || uffd_is_open())
@@ -213,8 +229,7 @@ static ssize_t transfer_page(int fd, bool out, uint8_t *bytes, uint8_t *at, size
                         errno = EIO;
                         return -1;
                 }
-                atomic_fetch_add(&run.control->refused, 1);
-                (void) usleep(50);
+                wait_again(&step);
         }
 }
 
