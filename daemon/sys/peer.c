@@ -273,7 +273,7 @@ int peer_check_eligible(const struct peer *p, const char **ret_reason) {
         *ret_reason = NULL;
         if (p->pid <= 0) /* another pid namespace: a domain of its own is all it gets */
                 return 0;
-        (void) snprintf(path, sizeof(path), "/proc/%d", (int) p->pid);
+        (void) snprintf(path, sizeof(path), "/proc/%d/status", (int) p->pid); /* process_is_its_users says why not the directory */
         ssize_t r = read_proc(p, "status", text, sizeof(text));
         if (is_lack(r))
                 return (int) r;

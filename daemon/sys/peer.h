@@ -35,7 +35,7 @@ size_t peer_facts_key(uid_t uid, const char *label, const char *cgroup, char key
 bool peer_key_lasts(const char *key, size_t size);
 
 /* 0, -EMFILE, -ENFILE or -ENOMEM as above, or -EPERM with static text: the process runs with more or other rights than the user who started it (setuid,
- * setgid), or is not dumpable. Such a process must not let its memory be compared with others'. */
+ * setgid), or is not dumpable (unless it is root's: nothing keeps root out). Such a process must not let its memory be compared with others'. */
 int peer_check_eligible(const struct peer *p, const char **ret_reason);
 
 /* -- pure parts, for tests ------------------------------------------------------------------------------------- */

@@ -91,10 +91,11 @@ struct process *process_unref(struct process *p) {
         return NULL;
 }
 
+/* A file below /proc/PID becomes root's when the process is not dumpable; the directory stays its effective user's. */
 bool process_is_its_users(const struct process *p) {
         char path[32];
         struct stat st;
-        (void) snprintf(path, sizeof(path), "/proc/%d", (int) p->pid);
+        (void) snprintf(path, sizeof(path), "/proc/%d/status", (int) p->pid);
         return stat(path, &st) == 0 && st.st_uid == p->uid;
 }
 

@@ -31,8 +31,8 @@ struct process *process_ref(struct process *p);
 struct process *process_unref(struct process *p);
 DEFINE_CLEANUP(struct process *, process_unref)
 
-/* False: it has other rights than its user now (an exec of a setuid program), or is not dumpable. Who gave its consent before may not
- * have what is there now compared with what he guesses. Asked after reading by pid: the kernel lets nobody read between the change of
+/* False: it has other rights than its user now (an exec of a setuid program), or is not dumpable (of root's processes that cannot be
+ * told, nor does it keep root out). Who gave its consent before may not have what is there now compared with what he guesses. Asked after reading by pid: the kernel lets nobody read between the change of
  * the memory and that of the rights. */
 bool process_is_its_users(const struct process *p);
 /* True once the process was reaped or is a zombie: its memory is gone, or going. */

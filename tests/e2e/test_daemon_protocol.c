@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -361,6 +362,26 @@ static void test_setuid_program_is_refused(void **state) {
         daemon_wait_log(&the_daemon, "setuid or setgid program", 1);
 }
 
+static void undumpable_agent(void) {
+        const struct msg_hello hello = { .page_size = KSM_PAGE_SIZE, .comm = "secretive" };
+        NEED(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) == 0); /* setuid took it away, and with it the right to open these */
+        int pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+        int mem = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+        NEED(pagemap >= 0 && mem >= 0);
+        NEED(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0);
+        int fd = peer_connect(&the_daemon);
+        agent_send_hello(fd, &hello, pagemap, mem);
+        expect_closed(fd, EPERM);
+}
+
+/* Who forbids others of its user to look at its memory forbids it to us, whatever it has opened before. */
+static void test_undumpable_process_is_refused(void **state) {
+        if (getuid() != 0)
+                skip();
+        as_nobody(undumpable_agent);
+        daemon_wait_log(&the_daemon, "not dumpable", 1);
+}
+
 static void test_tunables(void **state) {
         static struct channel_message m;
         struct msg_admin_done done;
@@ -419,6 +440,7 @@ int main(int argc, char **argv) {
                 cmocka_unit_test(test_random_agents),
                 cmocka_unit_test(test_other_users_only_read),
                 cmocka_unit_test(test_setuid_program_is_refused),
+                cmocka_unit_test(test_undumpable_process_is_refused),
                 cmocka_unit_test(test_tunables),
                 cmocka_unit_test(test_no_fd_is_left),
         };

@@ -1,11 +1,15 @@
 /* PAGEMAP_SCAN and the pagemap and mem fds that a client hands to the daemon. */
 #include <fcntl.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 
 #include "tests/support/kernel.h"
+
+#define NOBODY 65534U
 
 #define DAEMON_MASK (PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_WPALLOWED)
 
@@ -227,6 +231,43 @@ static void mem_fd_of_another_process_fails_on_a_hole_with_a_guard(void) {
         CHECK_EQ(WEXITSTATUS(status), EIO);
 }
 
+static uid_t owner_of(pid_t pid, const char *name) {
+        char path[64];
+        struct stat st;
+
+        snprintf(path, sizeof(path), "/proc/%d/%s", (int) pid, name);
+        CHECK(stat(path, &st) == 0);
+        return st.st_uid;
+}
+
+static void files_of_an_undumpable_process_are_roots_but_not_its_directory(void) {
+        uid_t uid = getuid() ? getuid() : NOBODY;
+        int told[2], asked[2], status;
+        char byte;
+        pid_t child;
+
+        CHECK(pipe2(told, O_CLOEXEC) == 0 && pipe2(asked, O_CLOEXEC) == 0);
+        child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+                close_fd(asked[1]);
+                CHECK(setresuid(uid, uid, uid) == 0);
+                for (int dumpable = 1; dumpable >= 0; dumpable--) {
+                        CHECK(prctl(PR_SET_DUMPABLE, dumpable, 0, 0, 0) == 0);
+                        CHECK(write(told[1], "", 1) == 1);
+                        (void) !read(asked[0], &byte, 1);
+                }
+                _exit(0);
+        }
+        for (int dumpable = 1; dumpable >= 0; dumpable--) {
+                CHECK(read(told[0], &byte, 1) == 1);
+                CHECK_EQ(owner_of(child, "status"), dumpable ? uid : 0);
+                CHECK_EQ(owner_of(child, "."), uid);
+                CHECK(write(asked[1], "", 1) == 1);
+        }
+        CHECK(waitpid(child, &status, 0) == child && status == 0);
+}
+
 FACTS(FACT(each_write_is_reported_once),
       FACT(write_by_the_kernel_is_reported),
       FACT(present_in_the_mask_puts_no_markers_over_holes),
@@ -236,4 +277,5 @@ FACTS(FACT(each_write_is_reported_once),
       FACT(full_result_stops_the_walk_and_protects_nothing_beyond),
       FACT(scan_in_another_process_tracks_ours),
       FACT(fds_read_nothing_after_exec),
-      FACT(mem_fd_of_another_process_fails_on_a_hole_with_a_guard))
+      FACT(mem_fd_of_another_process_fails_on_a_hole_with_a_guard),
+      FACT(files_of_an_undumpable_process_are_roots_but_not_its_directory))

@@ -26,6 +26,7 @@
 #include "daemon/sys/reader.h"
 
 #define PAGES 64
+#define NOBODY 65534
 
 /* A process on our own memory. */
 static struct process *self_process(void) {
@@ -207,6 +208,40 @@ static void test_dead_reads_nothing(void **state) {
         assert_int_equal(munmap(memory, KSM_PAGE_SIZE), 0);
 }
 
+static void reap(pid_t child) {
+        assert_int_equal(kill(child, SIGKILL), 0);
+        assert_int_equal(waitpid(child, NULL, 0), child);
+}
+
+/* Of another user than root, or the kernel does not tell. */
+static bool is_its_users(uid_t uid, int dumpable) {
+        char byte;
+        int ready[2];
+        assert_int_equal(pipe2(ready, O_CLOEXEC), 0);
+        pid_t child = fork();
+        assert_true(child >= 0);
+        if (child == 0) {
+                if (uid != getuid() && setresuid(uid, uid, uid) < 0)
+                        _exit(1);
+                if (prctl(PR_SET_DUMPABLE, dumpable, 0, 0, 0) < 0 || write(ready[1], "", 1) != 1)
+                        _exit(1);
+                wait_to_be_killed();
+        }
+        close_fd(ready[1]);
+        assert_int_equal(read(ready[0], &byte, 1), 1);
+        close_fd(ready[0]);
+        bool is = process_is_its_users(&(struct process){ .pid = child, .uid = uid });
+        assert_false(process_is_its_users(&(struct process){ .pid = child, .uid = uid + 1 }));
+        reap(child);
+        return is;
+}
+
+static void test_undumpable_is_not_its_users(void **state) {
+        uid_t uid = getuid() ? getuid() : NOBODY;
+        assert_true(is_its_users(uid, 1));
+        assert_false(is_its_users(uid, 0));
+}
+
 static int process_of(const char *pagemap, const char *mem, pid_t pid, bool *ret_fast) {
         const struct peer peer = { .pid = pid, .uid = getuid(), .pidfd = (int) syscall(SYS_pidfd_open, getpid(), 0) };
         const char *reason;
@@ -320,6 +355,7 @@ int main(void) {
                 cmocka_unit_test(test_read_leaves_forks_alone),
                 cmocka_unit_test(test_exec_reads_nothing),
                 cmocka_unit_test(test_dead_reads_nothing),
+                cmocka_unit_test(test_undumpable_is_not_its_users),
                 cmocka_unit_test(test_consent),
                 cmocka_unit_test(test_scan),
         };
