@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -210,11 +211,37 @@ static void test_dead_peer_is_alone(void **state) {
         close_fd(carrier[1]);
 }
 
+/* No file can be opened just now: that is said, and neither an answer about the peer nor a key for it alone, which it would keep. */
+static void test_lack_is_no_answer(void **state) {
+        char key[PEER_KEY_BYTES];
+        const char *reason;
+        struct rlimit files, none;
+        struct peer p;
+        int pair[2];
+        assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+        assert_int_equal(peer_get(pair[0], &p), 0);
+        assert_int_equal(getrlimit(RLIMIT_NOFILE, &files), 0);
+        none = (struct rlimit){ .rlim_cur = 0, .rlim_max = files.rlim_max };
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+        ssize_t size = peer_domain_key(pair[0], &p, 1, key);
+        int eligible = peer_check_eligible(&p, &reason);
+        assert_int_equal(setrlimit(RLIMIT_NOFILE, &files), 0);
+        assert_int_equal(size, -EMFILE);
+        assert_int_equal(eligible, -EMFILE);
+        assert_null(reason);
+        assert_true(peer_domain_key(pair[0], &p, 1, key) > 0);
+        assert_memory_equal(key, "uid=", 4);
+        peer_clear(&p);
+        close_fd(pair[0]);
+        close_fd(pair[1]);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_scope_and_unit), cmocka_unit_test(test_unit_too_long),
                 cmocka_unit_test(test_find_path),      cmocka_unit_test(test_facts),
                 cmocka_unit_test(test_real_keys),      cmocka_unit_test(test_dead_peer_is_alone),
+                cmocka_unit_test(test_lack_is_no_answer),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
