@@ -127,6 +127,39 @@ static void test_socket_file(void **state) {
         daemon_stop(&d);
 }
 
+/* An abstract name has no mode: it is the daemon that turns other users away, unless it is open to all. */
+static void abstract_socket(const char *open_to_all, bool is_open) {
+        struct daemon_process d = { 0 };
+        (void) snprintf(d.directory, sizeof(d.directory), "/tmp/userksm-test-XXXXXX");
+        assert_non_null(mkdtemp(d.directory));
+        (void) snprintf(d.log, sizeof(d.log), "%s/log", d.directory);
+        (void) snprintf(d.socket, sizeof(d.socket), "@%s", d.directory);
+        daemon_start(&d, (const char *const[]){ open_to_all, NULL });
+        pid_t pid = fork();
+        assert_true(pid >= 0);
+        if (pid == 0) {
+                const struct msg_admin_hello hello = { 0 };
+                char byte;
+                if (setgroups(0, NULL) < 0 || setgid(NOBODY) < 0 || setuid(NOBODY) < 0)
+                        _exit(2);
+                int fd = peer_connect(&d);
+                (void) channel_send(fd, MSG_ADMIN_HELLO, &hello, NULL, 0, NULL, 0); /* may have been closed already */
+                _exit((recv(fd, &byte, 1, 0) == 1) == is_open ? 0 : 1);
+        }
+        int status;
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        assert_int_equal(status, 0);
+        close_fd(admin_connect(&d, NULL));
+        daemon_stop(&d);
+}
+
+static void test_abstract_socket(void **state) {
+        if (getuid() != 0)
+                skip();
+        abstract_socket("--open-to-all=no", false);
+        abstract_socket("--open-to-all=yes", true);
+}
+
 static void test_reload(void **state) {
         struct daemon_process d = { 0 };
         write_config("[tunables]\npages_to_scan = 111\nsleep_millisecs = 7\n");
@@ -273,6 +306,7 @@ static int teardown(void **state) {
 int main(int argc, char **argv) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_exit_statuses), cmocka_unit_test(test_missing_feature), cmocka_unit_test(test_socket_file),
+                cmocka_unit_test(test_abstract_socket),
                 cmocka_unit_test(test_sandboxed),
                 cmocka_unit_test(test_reload),        cmocka_unit_test(test_notifications),
                 cmocka_unit_test(test_socket_activation), cmocka_unit_test(test_private),

@@ -204,18 +204,23 @@ def strangers_are_refused():
         "unsealed": forged(seals=0), "sealed against growing only": forged(seals=GROW), "mode": forged(mode=0o600),
         "writable": forged(writable=True), "magic": forged(magic=b"something else\0\0"), "version": forged(version=2),
         "count": forged(says=1024), "no key": forged(key=b""), "long key": forged(key_size=3073), "odd count": forged(n_slots=100),
-        "empty": forged(size=0), "short": forged(size=100), "file": os.dup(regular.fileno()), "pipe": os.dup(pipe[0]),
-        "nothing": os.open("/dev/null", os.O_RDONLY),
+        "empty": forged(size=0), "short": forged(size=100),
     }
+    odd = {"file": os.dup(regular.fileno()), "pipe": os.dup(pipe[0]), "nothing": os.open("/dev/null", os.O_RDONLY)}
     if os.geteuid() == 0:
         wrong["of another user"] = forged(owner=NOBODY)
     with started(LONG_GRACE) as d:
         right = forged()
-        d.restart(extra=[(f"segment-{i}", fd) for i, fd in enumerate([*wrong.values(), right])] + [("stranger", pipe[1])])
+        for fd in [*wrong.values(), right]:
+            inode = os.fstat(fd).st_ino
+            d.store[inode] = (f"segment-{inode}", os.dup(fd))
+        d.restart(extra=[(f"segment-{i}", fd) for i, fd in enumerate(odd.values())] + [("stranger", pipe[1])])
         s = d.stats()
         assert s["segments_adopted"] == 1 and s["segments"] == 1, f"{s['segments_adopted']} were taken over: {d.said()}"
-        assert d.said().count("not taken over") == len(wrong), d.said()
+        assert d.said().count("not taken over") == len(wrong) + len(odd), d.said()
         assert "stranger" in d.said()
+        d.heard_all()
+        assert list(d.store) == [os.fstat(right).st_ino], f"the service manager still keeps {d.store}"
         held = [os.readlink(f"/proc/{d.process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{d.process.pid}/fd")]
         assert sum(path.startswith("/memfd:userksm") for path in held) == 1, f"it holds what it refused: {held}"
         assert f"pipe:[{os.fstat(pipe[1]).st_ino}]" not in held, f"it holds what nobody knows: {held}"
@@ -223,7 +228,7 @@ def strangers_are_refused():
         has(d, "others merge", pages_sharing=PAGES)
         for v in victims:
             v.quit()
-    for fd in [*wrong.values(), right, *pipe]:
+    for fd in [*wrong.values(), *odd.values(), right, *pipe]:
         os.close(fd)
 
 
