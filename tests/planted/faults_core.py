@@ -195,6 +195,21 @@ CORE_FAULTS = [Fault(name, breaks, text, f"daemon/core/{file}", old, new, BOOKS 
     ("stale-client", "I6", "an answer to a client that went reaches the one in its place", "client.c", "        return cl && cl->id == id && !cl->is_gone ? cl : NULL;", "        return cl && !cl->is_gone ? cl : NULL;", ()),
     ("parked-asked", "7", "a client that does not answer is asked to merge", "turn.c", "        if (cl->is_gone || cl->is_parked)\n                return;\n        if (!(cl->in_turn", "        if (cl->is_gone)\n                return;\n        if (!(cl->in_turn", ("daemon_merge",)),
 
+    # -- ranges and the index ---------------------------------------------------------------------------------------------------------------------------------
+    ("touching-apart", "I5", "ranges that touch stay apart", "range.c",
+     "(r = range_at(cl, p)) && r->start <= end; p = after", "(r = range_at(cl, p)) && r->start < end; p = after", ()),
+    ("cut-loses-tail", "I5", "what lies behind an unregistered part is forgotten", "range.c",
+     "                if (r->end > end)\n                        change_add(&ch, end, r->end, r->is_unmerged);\n", "", ()),
+    ("cut-loses-head", "I5", "what lies before an unregistered part is forgotten", "range.c",
+     "                if (r->start < start)\n                        change_add(&ch, r->start, start, r->is_unmerged);\n                if (r->end > end)\n                        change_add(",
+     "                if (r->end > end)\n                        change_add(", ()),
+    ("unmerged-merged-again", "I7", "what was unmerged by request is merged again", "range.c", "                        r->is_unmerged = true;\n", "                        ;\n", ()),
+    ("chunk-order-lost", "I5", "ranges are out of order after a chunk was split", "range.c",
+     "        if (p->i > half)\n", "        if (p->i > half + 1)\n", ()),
+    ("hole-ends-probe", "I5", "contents behind a removed one are not found", "index.c", ".id = has_empty ? EMPTY : TOMBSTONE }", ".id = EMPTY }", ()),
+    ("split-by-wrong-bit", "I5", "contents are not found after the index has grown", "index.c", "key >> (31 - s->depth) & 1", "key >> (30 - s->depth) & 1", ()),
+    ("replaces-nothing", "I5", "a content keeps the page that was read first, which may be gone", "index.c", "                e->id = new_id + 1;\n", "                e->id = id + 1;\n", ()),
+
     # -- what was there before (adopt.c) ----------------------------------------------------------------------------------------------------------------------
     ("adopts-unregistered", "I5, 7", "runs are reported of memory that is not registered", "adopt.c",
      "        if (!range || page < range->start || range->is_unmerged || client_is_forgetting(cl, page, page + 1))\n                return false;\n", "        (void) range;\n", ("recovery",)),

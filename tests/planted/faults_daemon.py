@@ -137,6 +137,39 @@ DAEMON_FAULTS = [
     Fault("sandbox-executes", "8", "the filter allows executable mappings", "daemon/sys/sandbox.c", "SCMP_SYS(mmap), 1, SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));", "SCMP_SYS(mmap), 0);", ("sandbox",)),
     Fault("sandbox-writes", "8", "the filter allows opening files for writing", "daemon/sys/sandbox.c", "SCMP_SYS(openat), 1,\n                                     SCMP_A2(SCMP_CMP_MASKED_EQ, O_ACCMODE | O_CREAT | O_TRUNC, O_RDONLY));", "SCMP_SYS(openat), 0);", ("sandbox",)),
 
+    # -- connections, and the threads that look at what clients pass -------------------------------------------------------------
+    Fault("queue-unbounded", "7", "who reads nothing is sent more and more", "daemon/session.c",
+          "        if (s->queue_bytes + size <= SESSION_QUEUE_BYTES)\n", "        if (size > 0)\n", PROTOCOL),
+    Fault("queue-overtaken", "protocol", "a frame overtakes those that wait for room in the socket", "daemon/session.c",
+          "        if (!s->queue_head) {\n                int r = transmit", "        if (size > 0) {\n                int r = transmit", PROTOCOL),
+    Fault("unread-left", "protocol", "who is refused before its frames were read is not told why", "daemon/session.c",
+          "                discard_unread(s->fd);\n", "", ("daemon_life",)),
+    Fault("silent-stay", "7", "a connection on which nothing is said stays", "daemon/session.c",
+          "                session_close(s, LOG_WARNING, \"said nothing\");\n", "", PROTOCOL),
+    Fault("door-stays-shut", "7", "after one client of a user no other is let in", "daemon/door.c", "        a->door_busy = false;\n", "", PROTOCOL),
+    Fault("door-unasked", "8", "who may register is not asked", "daemon/door.c",
+          "                if (j->error == 0)\n                        j->error = peer_check_eligible", "                if (j->error == 1)\n                        j->error = peer_check_eligible", PROTOCOL),
+    Fault("lost-let-in", "7", "a user on whose memory threads hang may bring more of it", "daemon/door.c",
+          "        if (s->account->n_lost > 0) {", "        if (s->account->n_lost > 1000) {", ("daemon_merge",)),
+    ] + [Fault(name, "7", text, "daemon/sys/workers.c", old, new, ("workers", "malice")) for name, text, old, new in (
+        ("slow-not-replaced", "a worker that hangs keeps its place", "        if (p->n_replaced < WORKERS_LOST_MAX)\n", "        if (p->n_replaced > WORKERS_LOST_MAX)\n"),
+        ("replaced-without-bound", "every worker that hangs is replaced, however many do", "        if (p->n_replaced < WORKERS_LOST_MAX)\n", ""),
+        ("come-back-uncounted", "a worker that comes back is taken for lost for ever", "                        w->lost = false;\n                        p->n_lost--;\n", "                        w->lost = false;\n"),
+        ("replaced-works-on", "a worker whose place was taken works on when it is back", "                        p->n_replaced--;\n                        break;\n", "                        p->n_replaced--;\n                        w->replaced = false;\n"),
+        ("given-up-twice", "a job is given up again and again", "                if (w->job && !w->lost && now >", "                if (w->job && now >"),
+        ("slow-found-twice", "a job is found slow again and again", "                if (w->job && !w->job->slow && now >", "                if (w->job && now >"),
+        ("given-up-early", "a job is given up as soon as it has begun", "now > w->job->started_usec + limit_usec) {", "now + limit_usec > w->job->started_usec) {"),
+        ("stop-waits-for-lost", "the end waits for a worker that hangs", "        if (lost)\n", "        if (lost && !p)\n"),
+        ("unrun-taken-for-done", "jobs that were never begun come back as done", "                job->cancelled = true;\n", ""),
+    )] + [Fault(name, "strict decoding", text, "proto/channel.c", old, new, ("channel",) + PROTOCOL) for name, text, old, new in (
+        ("bad-frame-keeps-fds", "descriptors of a frame that is refused stay open", "        if (fds != CHANNEL_FDS_ALWAYS_MINE)\n                channel_message_done(m);", "        if (fds == CHANNEL_FDS_NONE)\n                channel_message_done(m);"),
+        ("cut-fds-believed", "a frame with more descriptors than fit is decoded", "        if (message.msg_flags & MSG_CTRUNC)\n                e = CODEC_FDS;\n        else if", "        if"),
+        ("cut-frame-believed", "a frame longer than any is decoded", "        else if (message.msg_flags & MSG_TRUNC)\n                e = CODEC_SIZE;\n", ""),
+        ("own-lack-blamed", "our full table of descriptors is taken for the peer's fault", "        if ((message.msg_flags & MSG_CTRUNC) && m->n_fds < FRAME_MAX_FDS && fds != CHANNEL_FDS_NONE) {", "        if (fds == CHANNEL_FDS_NONE && n < 0) {"),
+        ("reset-ends", "what a peer said before it closed is lost when it had not read everything", "                n = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);\n        while (n < 0 && (errno == EINTR || errno == ECONNRESET));", "                n = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);\n        while (n < 0 && errno == EINTR);"),
+        ("fds-inherited", "received descriptors survive an exec", "recvmsg(fd, &message, MSG_CMSG_CLOEXEC)", "recvmsg(fd, &message, 0)"),
+    )] + [
+
     # -- the codec (proto/) --------------------------------------------------------------------------------------------------------
     ] + [Fault(name, "strict decoding", text, "proto/codec.c", old, new, ("codec", "fuzz_codec_corpus") + PROTOCOL) for name, text, old, new in (
         ("version-unchecked", "a frame of another version is decoded", "        if (header.version != PROTO_VERSION)\n                return CODEC_VERSION;\n", ""),

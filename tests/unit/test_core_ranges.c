@@ -153,6 +153,22 @@ static void test_cost_of_many(void **state) {
         assert_true(many < 40 * few);
 }
 
+/* One between any two of so many that it splits their chunk. */
+static void test_split_anywhere(void **state) {
+        for (uint64_t n = 100; n <= 130; n++)
+                for (uint64_t at = 0; at < n; at++) {
+                        struct subject s;
+                        begin(&s);
+                        for (uint64_t i = 0; i < n; i++)
+                                assert_int_equal(range_put(s.core, s.client, 4 * i, 4 * i + 1, false), 0);
+                        assert_int_equal(range_put(s.core, s.client, 4 * at + 2, 4 * at + 3, false), 0);
+                        assert_null(core_check(s.core));
+                        assert_int_equal(s.client->n_ranges, n + 1);
+                        assert_int_equal(range_find(s.client, 4 * at + 1)->start, 4 * at + 2);
+                        end(&s);
+                }
+}
+
 /* All of them at once, and every second page of them made unmerged and joined again. */
 static void test_all_at_once(void **state) {
         const uint32_t n = 131072;
@@ -255,7 +271,7 @@ int main(void) {
                 cmocka_unit_test(test_random_changes),
                 cmocka_unit_test(test_no_memory),
                 cmocka_unit_test(test_cost_of_many),
-                cmocka_unit_test(test_all_at_once),
+                cmocka_unit_test(test_split_anywhere), cmocka_unit_test(test_all_at_once),
                 cmocka_unit_test(test_forgetting_has_a_bound),
                 cmocka_unit_test(test_answers_wait_for_forgetting),
         };

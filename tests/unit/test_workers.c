@@ -1,5 +1,6 @@
 /* The pool: every job comes back once, a hung one is replaced, stopping gives back what was not begun. And the id map
  * against a plain array. */
+#include <dirent.h>
 #include <errno.h>
 #include <poll.h>
 #include <setjmp.h>
@@ -79,6 +80,29 @@ static void relieve(struct workers *p, unsigned n_gone) {
         } while (workers_n_replaced(p) != n_gone);
 }
 
+static unsigned count_threads(void) {
+        unsigned n = 0;
+        DIR *d = opendir("/proc/self/task");
+        assert_non_null(d);
+        for (struct dirent *e; (e = readdir(d));)
+                n += e->d_name[0] != '.';
+        (void) closedir(d);
+        return n;
+}
+
+/* One that was joined is listed for a moment more. */
+static void wait_for_threads(unsigned at_most) {
+        uint64_t deadline = now_usec() + BOUND_MSEC * USEC_PER_MSEC;
+        while (count_threads() > at_most)
+                assert_true(now_usec() < deadline);
+}
+
+static void wait_for_begin(struct test_job *j) {
+        uint64_t deadline = now_usec() + BOUND_MSEC * USEC_PER_MSEC;
+        while (!atomic_load(&j->has_begun))
+                assert_true(now_usec() < deadline);
+}
+
 static void test_slow_worker_is_replaced(void **state) {
         int fd = eventfd(0, EFD_CLOEXEC), gate = eventfd(0, EFD_CLOEXEC | EFD_SEMAPHORE);
         struct test_job slow[3], other = { .base.run = run, .gate = -1 };
@@ -93,6 +117,7 @@ static void test_slow_worker_is_replaced(void **state) {
         assert_ptr_equal(reap_one(p, fd), &other.base);
         assert_int_equal(workers_n_running(p), 1);
         assert_int_equal(workers_n_lost(p), 0);
+        unsigned n_threads = count_threads();
         /* Back before anybody gave them up: nothing is lost, and there is again what there was. */
         for (unsigned i = 0; i < ARRAY_SIZE(slow); i++)
                 wake(&gate);
@@ -100,8 +125,34 @@ static void test_slow_worker_is_replaced(void **state) {
                 assert_false(((struct test_job *) reap_one(p, fd))->base.given_up);
         relieve(p, 0);
         assert_int_equal(workers_n_running(p), 1);
+        wait_for_threads(n_threads - ARRAY_SIZE(slow));
         workers_submit(p, &other.base);
         assert_ptr_equal(reap_one(p, fd), &other.base);
+        p = workers_free(p);
+        close_fd(fd);
+        close_fd(gate);
+}
+
+/* Threads cost a stack each: with so many at jobs that hang, the pool only shrinks. */
+static void test_replaced_have_a_bound(void **state) {
+        int fd = eventfd(0, EFD_CLOEXEC), gate = eventfd(0, EFD_CLOEXEC | EFD_SEMAPHORE);
+        static struct test_job slow[WORKERS_LOST_MAX + 1];
+        struct workers *p;
+        assert_int_equal(workers_new(1, 64, wake, &fd, &p), 0);
+        for (unsigned i = 0; i < ARRAY_SIZE(slow); i++) {
+                slow[i] = (struct test_job){ .base.run = run, .gate = gate };
+                workers_submit(p, &slow[i].base);
+        }
+        relieve(p, WORKERS_LOST_MAX);
+        wait_for_begin(&slow[WORKERS_LOST_MAX]);
+        workers_relieve(p, now_usec() + 100 * USEC_PER_SEC, 1000);
+        assert_int_equal(workers_n_replaced(p), WORKERS_LOST_MAX);
+        for (unsigned i = 0; i < ARRAY_SIZE(slow); i++)
+                wake(&gate);
+        for (unsigned i = 0; i < ARRAY_SIZE(slow); i++)
+                (void) reap_one(p, fd);
+        relieve(p, 0);
+        assert_int_equal(workers_n_running(p), 1);
         p = workers_free(p);
         close_fd(fd);
         close_fd(gate);
@@ -114,6 +165,9 @@ static void test_lost_worker_is_replaced(void **state) {
         assert_int_equal(workers_new(1, 64, wake, &fd, &p), 0);
         workers_submit(p, &hung.base);
         workers_submit(p, &other.base);
+        wait_for_begin(&hung);
+        assert_null(workers_find_slow(p, now_usec(), 1000 * USEC_PER_SEC));
+        assert_null(workers_give_up(p, now_usec(), 1000 * USEC_PER_SEC));
         /* The only worker hangs: nothing else runs until it has been relieved, later its job is given up. */
         relieve(p, 1);
         struct worker_job *given_up = NULL;
@@ -123,14 +177,41 @@ static void test_lost_worker_is_replaced(void **state) {
         assert_ptr_equal(given_up, &hung.base);
         assert_int_equal(workers_n_lost(p), 1);
         assert_int_equal(workers_n_running(p), 1);
-        assert_null(workers_give_up(p, now_usec() + 100 * USEC_PER_SEC, 1000 * USEC_PER_SEC));
         assert_ptr_equal(reap_one(p, fd), &other.base);
+        /* Each job is slow once, and given up once. */
+        assert_ptr_equal(workers_find_slow(p, now_usec() + 100 * USEC_PER_SEC, 1000), &hung.base);
+        assert_true(hung.base.slow);
+        assert_null(workers_find_slow(p, now_usec() + 100 * USEC_PER_SEC, 1000));
+        assert_null(workers_give_up(p, now_usec() + 100 * USEC_PER_SEC, 1000));
+        assert_int_equal(workers_n_lost(p), 1);
         assert_int_equal(workers_stop(p), -EBUSY);
         /* It comes back after all, and its thread ends. */
         wake(&gate);
         assert_ptr_equal(reap_one(p, fd), &hung.base);
         assert_true(hung.base.given_up);
         assert_int_equal(workers_n_lost(p), 0);
+        p = workers_free(p);
+        close_fd(fd);
+        close_fd(gate);
+}
+
+/* The pool stops while its worker hangs: what waits in the queue is never run, and says so. */
+static void test_stop_cancels(void **state) {
+        int fd = eventfd(0, EFD_CLOEXEC), gate = eventfd(0, EFD_CLOEXEC);
+        struct test_job hung = { .base.run = run, .gate = gate }, queued = { .base.run = run, .gate = -1 };
+        struct workers *p;
+        assert_int_equal(workers_new(1, 64, wake, &fd, &p), 0);
+        workers_submit(p, &hung.base);
+        wait_for_begin(&hung);
+        assert_ptr_equal(workers_give_up(p, now_usec() + 100 * USEC_PER_SEC, 1000), &hung.base);
+        workers_submit(p, &queued.base);
+        assert_int_equal(workers_stop(p), -EBUSY);
+        wake(&gate);
+        assert_ptr_equal(reap_one(p, fd), &hung.base);
+        assert_int_equal(workers_stop(p), 0);
+        assert_ptr_equal(workers_reap(p), &queued.base);
+        assert_true(queued.base.cancelled);
+        assert_int_equal(queued.runs, 0);
         p = workers_free(p);
         close_fd(fd);
         close_fd(gate);
@@ -193,7 +274,9 @@ int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_all_come_back),
                 cmocka_unit_test(test_slow_worker_is_replaced),
+                cmocka_unit_test(test_replaced_have_a_bound),
                 cmocka_unit_test(test_lost_worker_is_replaced),
+                cmocka_unit_test(test_stop_cancels),
                 cmocka_unit_test(test_stop_gives_back),
                 cmocka_unit_test(test_idmap),
         };
