@@ -229,6 +229,30 @@ static void test_reader_that_does_not_read(void **state) {
         assert_only_offender("does not read what it is sent");
 }
 
+/* More answers wait than its socket takes. Each that is read makes room there, for the oldest of the others and no newer one: the
+ * kernel says that there is room only when three quarters are free, so the next request comes before that. */
+static void test_answers_keep_their_order(void **state) {
+        static struct channel_message m;
+        struct msg_merge_request request = { .start = KSM_PAGE_SIZE, .length = KSM_PAGE_SIZE };
+        int fd = agent_connect(&the_daemon, NULL, NULL);
+        for (unsigned i = 0; i < 2000; i++) {
+                request.cookie = i;
+                assert_int_equal(channel_send(fd, MSG_MERGE_REQUEST, &request, NULL, 0, NULL, 0), 0);
+        }
+        for (unsigned i = 0; i < 4000; i++) {
+                receive_frame(fd, MSG_MERGE_DONE, &m);
+                assert_int_equal(((const struct msg_merge_done *) m.frame.body)->cookie, i);
+                channel_message_done(&m);
+                if (i >= 2000)
+                        continue;
+                request.cookie = 2000 + i;
+                assert_int_equal(channel_send(fd, MSG_MERGE_REQUEST, &request, NULL, 0, NULL, 0), 0);
+        }
+        unsigned left = daemon_log_lines(&the_daemon, " left");
+        close_fd(fd);
+        daemon_wait_log(&the_daemon, " left", left + 1);
+}
+
 /* Killed agents leave frames unread: no misdeed, no line in the log. */
 static void test_leaving_with_unread_frames(void **state) {
         const struct msg_merge_request request = { .cookie = 1, .start = KSM_PAGE_SIZE, .length = KSM_PAGE_SIZE };
@@ -433,6 +457,7 @@ int main(int argc, char **argv) {
                 cmocka_unit_test(test_false_descriptors),
                 cmocka_unit_test(test_wrong_page_size),
                 cmocka_unit_test(test_reader_that_does_not_read),
+                cmocka_unit_test(test_answers_keep_their_order),
                 cmocka_unit_test(test_leaving_with_unread_frames),
                 cmocka_unit_test(test_lies_about_addresses),
                 cmocka_unit_test(test_too_many_of_one_user),
