@@ -150,6 +150,17 @@ static size_t merged_later(const struct pair *x) {
         return merged(x->p, BYTES);
 }
 
+/* A page that cannot be restored, until the ring goes. */
+static bool pin(struct io_uring *ring, uint8_t *p) {
+        const struct iovec v = { p, PAGE };
+        if (io_uring_queue_init(4, ring, 0) < 0)
+                return false;
+        if (io_uring_register_buffers(ring, &v, 1) == 0)
+                return true;
+        io_uring_queue_exit(ring);
+        return false;
+}
+
 /* What was said is done when a line on stdin comes. */
 static void say(const char *what) {
         printf("%s\n", what);
@@ -193,6 +204,15 @@ static void advice(void) {
         SHOW(write(fd[1], x.p, 1)); /* nobody may look */
         SHOW(madvise(x.p, BYTES, MADV_GUARD_REMOVE));
         SHOW(not_zero(x.p, BYTES));
+        struct io_uring ring;
+        x = merged_pair();
+        bool pinned = pin(&ring, x.p + 3 * PAGE);
+        SHOW(madvise(x.p, BYTES, MADV_GUARD_INSTALL));
+        SHOW(write(fd[1], x.p + 3 * PAGE, 1));
+        SHOW(madvise(x.p, BYTES, MADV_GUARD_REMOVE));
+        SHOW(not_zero(x.p, BYTES));
+        if (pinned)
+                io_uring_queue_exit(&ring);
         close(fd[0]);
         close(fd[1]);
         SHOW(syscall(SYS_prctl, PR_SET_VMA, PR_SET_VMA_ANON_NAME, x.twin, BYTES, "a name"));
@@ -409,15 +429,14 @@ static void heap(void) {
         for (unsigned i = 0; i < 2; i++)
                 (void) merged_pair();
         struct io_uring ring;
-        struct iovec v = { p[0] - HEADER + 3 * PAGE, PAGE };
-        bool has_ring = io_uring_queue_init(4, &ring, 0) == 0 && io_uring_register_buffers(&ring, &v, 1) == 0;
+        bool pinned = pin(&ring, p[0] - HEADER + 3 * PAGE);
         for (unsigned i = 0; i < BLOCKS; i++) {
                 uint8_t *q = realloc(p[i], 4 * BYTES - HEADER);
                 SHOW(wrong(q, BYTES - HEADER, 250));
                 SHOW(not_zero(q + BYTES - HEADER, 3 * BYTES));
                 free(q);
         }
-        if (has_ring)
+        if (pinned)
                 io_uring_queue_exit(&ring);
 }
 

@@ -44,11 +44,17 @@ def more_passes(daemon):
     until(lambda: (n := daemon.stats())["full_scans"] > before + PASSES or n["clients"] == 0, 60, f"{PASSES} passes")
 
 
+def hold(daemon):
+    daemon.process.send_signal(signal.SIGSTOP)
+    state = lambda: open(f"/proc/{daemon.process.pid}/stat").read().rpartition(")")[2].split()[0]
+    until(lambda: state() == "T", 60, "the daemon stands still")
+
+
 expected = output("plain", dict(os.environ))
 with Daemon() as d:
     for mode, extra in {"advised": {}, "merge-any": {"USERKSM_MERGE_ANY": "1"}}.items():
         got = output("merged", environment(d.socket, **extra), {
-            "passes": lambda: more_passes(d), "hold": lambda: d.process.send_signal(signal.SIGSTOP),
+            "passes": lambda: more_passes(d), "hold": lambda: hold(d),
             "go": lambda: d.process.send_signal(signal.SIGCONT)})
         difference = list(difflib.unified_diff(expected, got, "plain", mode, lineterm=""))
         assert not difference, f"{mode}:\n" + "\n".join(difference)

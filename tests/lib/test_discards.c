@@ -6,13 +6,16 @@
 
 #include <cmocka.h>
 #include <errno.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "common/fault.h"
+#include "lib/agent.h"
 #include "lib/agent_start.h"
 #include "lib/book.h"
 #include "lib/maplock.h"
@@ -21,6 +24,7 @@
 #define RUN (CONTENTS - 1U) /* slots 1 to 7: contents 1 to 7, never zeros */
 #define ROUNDS 60
 #define TRIES 50
+#define BOUND_USEC 60000000 /* longer than any load makes a thread wait for the processor */
 #define STEP_DELAY_USEC "1000" /* long enough that a reader meets every step of a transition */
 
 static unsigned content(unsigned page) {
@@ -128,6 +132,8 @@ static void fork_and_sum(uint8_t *b) {
         pid_t pid = fork();
         if (!pid) {
                 fork_child_zeros();
+                if (msync(A.scratch, KSM_PAGE_SIZE, MS_ASYNC) == 0)
+                        _exit(2); /* pages on their way are not for children */
                 _exit(touch(b) != NULL);
         }
         assert_int_equal(waitpid(pid, &wait_status, 0), pid);
@@ -139,15 +145,106 @@ static void *write_all(void *b) {
         return NULL;
 }
 
-/* The same pages discarded, forked, written, discarded and forked again. */
+/* The same pages discarded, forked, written, discarded and forked again. They have their zeros before the fork: the child is spared. */
 static void test_fork_after_second_discard(void **state) {
         uint8_t *b = merged_block();
         for (unsigned round = 0; round < 3; round++) {
+                struct look look;
                 run(discard, b);
+                events_prepare_fork(&A);
+                assert_int_equal(look_at(A.pagemap_fd, (uint64_t) b, PAGES, &look), 0);
+                assert_int_equal(look.zero, ~0ULL);
                 fork_and_sum(b);
                 run(write_all, b);
         }
         drop(b);
+}
+
+static char state_of(pid_t tid) {
+        char path[64], s = 'R';
+        (void) snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
+        FILE *f = fopen(path, "re");
+        if (f) {
+                (void) !fscanf(f, "%*d (%*[^)]) %c", &s);
+                fclose(f);
+        }
+        return s;
+}
+
+/* A thread that forks, and is held up, or not. */
+struct forker {
+        uint8_t *block; /* to be discarded before the fork, or NULL */
+        _Atomic pid_t tid;
+        _Atomic bool prepared;
+        int child_saw;
+};
+
+static void wait_for_it(struct forker *f) {
+        for (uint64_t end = now_usec() + BOUND_USEC; now_usec() < end; sys_yield())
+                if (atomic_load(&f->prepared) || (atomic_load(&f->tid) && strchr("SD", state_of(f->tid))))
+                        return; /* D: for its event to be read */
+}
+
+static void *fork_it(void *p) {
+        struct forker *f = p;
+        atomic_store(&f->tid, gettid());
+        if (f->block)
+                (void) discard(f->block);
+        agent_fork_prepare();
+        atomic_store(&f->prepared, true);
+        pid_t pid = fork();
+        if (!pid) {
+                fork_child_zeros();
+                _exit(f->block && touch(f->block) != NULL);
+        }
+        agent_fork_parent();
+        return (void *) (intptr_t) (waitpid(pid, &f->child_saw, 0) != pid);
+}
+
+/* A fork waits until the agent has finished what it does to its books. */
+static void test_fork_waits_for_the_books(void **state) {
+        struct forker f = { .block = NULL };
+        pthread_t t;
+        assert_true(control_enter(agent_control()));
+        pthread_create(&t, NULL, fork_it, &f);
+        wait_for_it(&f);
+        bool early = atomic_load(&f.prepared);
+        control_leave(agent_control());
+        assert_null(join_draining(t));
+        assert_false(early);
+        assert_int_equal(f.child_saw, 0);
+}
+
+/* Reading a discard's event lets its caller go on, and fork, while the agent still answers what it read with it: here a fault, for long.
+ * The child must know of the discard all the same. */
+static void test_fork_before_the_book(void **state) {
+        uint8_t *absent = merged_block(), *b = block_merged(); /* one mapping: one event */
+        struct pollfd fault = { .fd = A.shared.fd, .events = POLLIN };
+        struct forker f = { .block = b };
+        pthread_t reader, t;
+        run(discard, absent);
+        book_find((uint64_t) absent >> (BLOCK_SHIFT + KSM_PAGE_SHIFT))->removed = 0; /* as if the kernel had taken the entries away */
+        (void) book_take_any_removed();
+        A.discards_tail = A.discards_head;
+        pthread_create(&reader, NULL, touch, absent);
+        assert_int_equal(poll(&fault, 1, BOUND_USEC / 1000), 1);
+        pthread_create(&t, NULL, fork_it, &f);
+        wait_for_it(&f);
+        control_set_state(agent_control(), AGENT_RUNNING);
+        assert_int_equal(fault_arm("event_fault:delay:1:200000", NULL), 0);
+        agent_drain(&A);
+        (void) fault_arm(NULL, NULL);
+        void *failed;
+        while (pthread_tryjoin_np(t, &failed) == EBUSY) { /* as the agent's loop does */
+                agent_drain(&A);
+                mailbox_answer_bell();
+                serve_mailbox(&A);
+        }
+        control_set_state(agent_control(), AGENT_NONE);
+        assert_null(failed);
+        assert_int_equal(f.child_saw, 0);
+        assert_non_null(join_draining(reader));
+        assert_contents(absent);
 }
 
 static _Atomic bool stop;
@@ -191,6 +288,8 @@ int main(void) {
                 cmocka_unit_test(test_merged_again),
                 cmocka_unit_test(test_restore_after_refused_free),
                 cmocka_unit_test(test_fork_after_second_discard),
+                cmocka_unit_test(test_fork_waits_for_the_books),
+                cmocka_unit_test(test_fork_before_the_book),
                 cmocka_unit_test(test_fork_in_a_storm),
         };
         return cmocka_run_group_tests(tests, rig_setup, NULL);

@@ -14,7 +14,7 @@
 #include "lib/sys.h"
 
 #define TIMEOUT_USEC 2000U
-#define BOUND_USEC 60000000ULL /* longer than any load makes a thread wait for the processor */
+#define BOUND_USEC 20000000ULL /* longer than any load makes a thread wait for the processor */
 
 static void *merge_for_ever(void *result) {
         struct request r = { .kind = REQUEST_MERGE };

@@ -114,7 +114,7 @@ static void *visit(void *p) {
 }
 
 static char state_of(pid_t tid) {
-        char path[64], s = 0;
+        char path[64], s = 'R';
         (void) snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
         FILE *f = fopen(path, "re");
         if (f) {
