@@ -410,30 +410,29 @@ static void moves(void) {
         SHOW(wrong(x.p, BYTES / 2, x.content));
 }
 
-/* Blocks of libc's own mappings, equal to the byte, header and all. What realloc adds comes from the kernel as zeros, not from what the
- * segment holds behind them; also when a page of the block is pinned, and cannot be restored. */
+/* Blocks of libc's own mappings, which they fill, header and all: two times the same four next to each other, so that behind the slots of
+ * one lie those of the next. What realloc adds comes from the kernel as zeros, not from there; also when a page of the block is pinned,
+ * and cannot be restored. */
 static void heap(void) {
-        enum { BLOCKS = 8, HEADER = 16 };
+        enum { BLOCKS = 8, HEADER = 16, USABLE = BYTES - HEADER - 8, CONTENT = 250 };
         static uint8_t *p[BLOCKS];
         (void) mallopt(M_MMAP_THRESHOLD, (int) BYTES / 2);
         (void) mallopt(M_TOP_PAD, 0);
         (void) malloc_trim(0); /* nothing left to take them from */
         for (unsigned i = 0; i < BLOCKS; i++) {
-                p[i] = malloc(BYTES - HEADER);
-                fill(p[i], BYTES - HEADER, 250);
+                p[i] = malloc(USABLE);
+                fill(p[i], USABLE, CONTENT + i % 4);
                 SHOW((uintptr_t) p[i] % PAGE);
                 (void) madvise(p[i] - HEADER, BYTES, MADV_MERGEABLE);
         }
         for (unsigned i = 0; i < BLOCKS; i++)
                 wait_merged(p[i] - HEADER, BYTES);
-        for (unsigned i = 0; i < 2; i++)
-                (void) merged_pair();
         struct io_uring ring;
         bool pinned = pin(&ring, p[0] - HEADER + 3 * PAGE);
         for (unsigned i = 0; i < BLOCKS; i++) {
-                uint8_t *q = realloc(p[i], 4 * BYTES - HEADER);
-                SHOW(wrong(q, BYTES - HEADER, 250));
-                SHOW(not_zero(q + BYTES - HEADER, 3 * BYTES));
+                uint8_t *q = realloc(p[i], 3 * BYTES + USABLE);
+                SHOW(wrong(q, USABLE, CONTENT + i % 4));
+                SHOW(not_zero(q + USABLE, 3 * BYTES));
                 free(q);
         }
         if (pinned)

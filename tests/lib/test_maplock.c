@@ -14,7 +14,7 @@
 #include "lib/sys.h"
 
 #define SPIN_USEC 200U
-#define BOUND_USEC 60000000ULL /* longer than any load makes a thread wait for the processor */
+#define BOUND_USEC 20000000ULL /* longer than any load makes a thread wait for the processor */
 #define THREADS 192U           /* more than one look for dead threads' words */
 
 static void nothing(void *unused) {

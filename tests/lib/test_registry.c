@@ -68,7 +68,8 @@ static void test_release(void **state) {
         assert_bytes(b);
 }
 
-/* A policy of its own would be lost, and pages on the wrong node shared; a stack is a mapping that the kernel names. */
+/* A policy of its own would be lost, and pages on the wrong node shared; a stack is a mapping that the kernel names; and what is executable
+ * or cannot be read is not for us. */
 static void test_never_registered(void **state) {
         uint8_t *b = block_new();
         const unsigned long nodes = 1;
@@ -77,6 +78,15 @@ static void test_never_registered(void **state) {
         assert_int_equal(registry_register(&A, stack, stack + KSM_PAGE_SIZE, false), 0);
         assert_false(rangeset_overlaps(&A.ranges, stack, stack + KSM_PAGE_SIZE));
         assert_int_equal(registry_unregister(&A, (uint64_t) b, end_of(b), true), 0);
+        static const int prots[] = { PROT_READ | PROT_WRITE | PROT_EXEC, PROT_NONE };
+        for (unsigned k = 0; k < ARRAY_SIZE(prots); k++) {
+                assert_int_equal(mprotect(b, BLOCK_BYTES, prots[k]), 0);
+                assert_int_equal(registry_register(&A, (uint64_t) b, end_of(b), true), -EINVAL);
+                assert_int_equal(registry_register(&A, (uint64_t) b, end_of(b), false), 0);
+                assert_false(is_registered(b));
+                assert_true(is_free(b));
+        }
+        assert_int_equal(mprotect(b, BLOCK_BYTES, PROT_READ | PROT_WRITE), 0);
         if (syscall(SYS_mbind, b, BLOCK_BYTES, 2 /* MPOL_BIND */, &nodes, sizeof(nodes) * 8, 0) < 0)
                 skip(); /* a kernel without NUMA */
         assert_int_equal(registry_register(&A, (uint64_t) b, end_of(b), true), -EPERM);

@@ -45,7 +45,7 @@ AGENT_FAULTS = [
           "                uint64_t part = all & run_bits(", "                uint64_t part = all | 0 * run_bits(", LIB),
     Fault("executable-merged", "I7, 6.4", "executable memory is merged and loses PROT_EXEC", "lib/vma.c",
           "        const uint64_t mask = want | PROCMAP_QUERY_VMA_EXECUTABLE | PROCMAP_QUERY_VMA_SHARED;",
-          "        const uint64_t mask = want | PROCMAP_QUERY_VMA_SHARED;", LIB + CALLS),
+          "        const uint64_t mask = want | PROCMAP_QUERY_VMA_SHARED;", ("registry",) + LIB + CALLS),
     Fault("named-merged", "I7, 6.4", "memory with a name of its own is merged and loses it", "lib/vma.c",
           "q.vma_name_size > 0 && strcmp(name, \"[heap]\") != 0;", "false;", ("registry", "attributes") + LIB + CALLS),
     Fault("left-unsaid", "I7, 6.4", "restore says that all is restored, when pages stay", "lib/transition.c",
