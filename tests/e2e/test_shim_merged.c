@@ -113,14 +113,17 @@ static void wait_merged(const void *p, size_t bytes) {
         }
 }
 
-/* Apart from its neighbours, so that no mapping fuses with it. A page below it looks like the guard of a stack, which discovery passes
- * over: asked for, it is merged all the same. */
-static uint8_t *block(void) {
-        const size_t gap = PAGE;
+/* Apart from its neighbours, so that no mapping fuses with it. */
+static uint8_t *block_between(size_t gap) {
         uint8_t *p = mmap(NULL, BYTES + 2 * gap, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (p == MAP_FAILED || mprotect(p + gap, BYTES, PROT_READ | PROT_WRITE) < 0)
                 abort();
         return p + gap;
+}
+
+/* A page below it looks like the guard of a stack, which discovery passes over: asked for, it is merged all the same. */
+static uint8_t *block(void) {
+        return block_between(PAGE);
 }
 
 static unsigned contents;
@@ -448,7 +451,7 @@ static void *on_stack(void *userdata) {
         fill(other, BYTES, 240);
         wait_merged(other + BYTES, BYTES); /* of two equal ones beside it */
         if (getenv("USERKSM_MERGE_ANY")) { /* the stack would be found with it */
-                uint8_t *found = block();
+                uint8_t *found = block_between(2 * PAGE);
                 fill(found, BYTES, 240);
                 wait_merged(found, BYTES);
         }
