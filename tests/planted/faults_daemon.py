@@ -143,7 +143,7 @@ DAEMON_FAULTS = [
     Fault("queue-overtaken", "protocol", "a frame overtakes those that wait for room in the socket", "daemon/session.c",
           "        if (!s->queue_head) {\n                int r = transmit", "        if (size > 0) {\n                int r = transmit", PROTOCOL),
     Fault("unread-left", "protocol", "who is refused before its frames were read is not told why", "daemon/session.c",
-          "                discard_unread(s->fd);\n", "", ("daemon_life",)),
+          "                discard_unread(s->fd);\n", "                if (s->closing)\n                        discard_unread(s->fd);\n", ("daemon_life",)),
     Fault("silent-stay", "7", "a connection on which nothing is said stays", "daemon/session.c",
           "                session_close(s, LOG_WARNING, \"said nothing\");\n", "", PROTOCOL),
     Fault("door-stays-shut", "7", "after one client of a user no other is let in", "daemon/door.c", "        a->door_busy = false;\n", "", PROTOCOL),
