@@ -338,7 +338,7 @@ static void test_refusals_are_counted(void **state) {
 
 /* A client that changes mappings behind libc's back is left alone: no work reaches it, not even an unmerge. */
 static void test_raw_client_is_left_alone(void **state) {
-        struct fake_agent a;
+        struct fake_agent a, b;
         struct msg_admin_done done;
         fake_agent_start(&a, &the_daemon);
         const struct msg_agent_stats stats = { .raw_syscalls = 1 };
@@ -364,8 +364,18 @@ static void test_raw_client_is_left_alone(void **state) {
         assert_int_equal(now_counters().raw_syscalls, 1);
         admin_request(admin, MSG_ADMIN_UNMERGE, &(struct msg_admin_unmerge){ .pid = (uint32_t) getpid() }, &done);
         assert_int_equal(done.error, EOPNOTSUPP);
+        /* Nor while another one with the same pages is merged, and some passes more. */
+        fake_agent_start(&b, &the_daemon);
+        fake_agent_map(&b, 128);
+        for (size_t i = 0; i < 128; i++)
+                fill(fake_page(&b, i), i % 64);
+        fake_agent_announce(&b);
+        SERVE_UNTIL(b.merged == 128, &a, &b);
+        int64_t scans = now_counters().full_scans;
+        SERVE_UNTIL(now_counters().full_scans >= scans + 5, &a, &b);
         assert_int_equal(a.applies, 0);
         fake_agent_stop(&a);
+        fake_agent_stop(&b);
         SERVE_UNTIL(now_counters().clients == 0 && now_counters().tracked_pages == 0);
 }
 
