@@ -64,6 +64,7 @@
         X(AGENT, witness_gone, "a witness was reaped")                                                                 \
         X(AGENT, plain_copied, "a child without daemon has a plain copy of a run")                                     \
         /* events: lib/events.c */                                                                                     \
+        X(AGENT, event_read, "a discard of merged pages was read, and its caller goes on; the book does not know")     \
         X(AGENT, event_discard, "a discard of merged pages was read and noted; its caller goes on")                    \
         X(AGENT, event_zero, "a discarded page has its zeros")                                                         \
         X(AGENT, event_fault, "an access to an absent merged page was answered")                                       \

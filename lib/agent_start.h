@@ -16,7 +16,8 @@ enum agent_state { AGENT_NONE, AGENT_STARTING, AGENT_RUNNING, AGENT_RETIRED, AGE
 struct agent_control {
         _Atomic uint32_t state; /* enum agent_state; futex word */
         _Atomic uint32_t gate;  /* GATE_WORKING | forks under way; futex word */
-        _Atomic uint32_t draining; /* 1: events are being read, some perhaps not yet in the book */
+        _Atomic uint32_t readings; /* of events, begun and ended; odd: some are perhaps not yet in the book (fork_log.h) */
+        struct fork_log *log;
         _Atomic uint32_t ready; /* 1: contexts are open; futex word */
         _Atomic uint32_t fork_pending; /* a forked child that has no agent yet though its parent had one */
         char path[108]; /* of sun_path */

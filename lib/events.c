@@ -15,6 +15,7 @@
 #include "lib/agent_loop.h"
 #include "lib/agent_start.h"
 #include "lib/book.h"
+#include "lib/fork_log.h"
 #include "lib/maplock.h"
 #include "lib/sys.h"
 #include "lib/transition.h"
@@ -57,6 +58,7 @@ static void on_shared_fault(void *userdata, uint64_t address, uint64_t flags) {
 }
 
 static void note_discard(struct agent *a, uint64_t start, uint64_t end) {
+        fault_point(FAULT_event_read);
         /* The caller of a wrapped madvise, or of a free that trims, was inside the mapping lock while it waited for our read.
          * Nobody inside and nobody gone since: the program discards without libc, and other calls of that kind could
          * overlap a transition. (Another thread leaving a bracket in this microsecond hides it until the next time.) */
@@ -67,6 +69,7 @@ static void note_discard(struct agent *a, uint64_t start, uint64_t end) {
         uint64_t block, mask;
         while (a->discards_head - a->discards_tail < DISCARDS_MAX && book_walk_next(&w, &block, &mask))
                 a->discards[a->discards_head++ % DISCARDS_MAX] = block;
+        fork_log_note(agent_control(), start, end);
         fault_point(FAULT_event_discard);
 }
 
@@ -112,13 +115,16 @@ void agent_drain(void *agent) {
         const struct context_events shared = { on_shared_fault, on_shared_remove, a };
         const struct context_events spare = { on_spare_fault, NULL, a };
         struct agent_control *c = agent_control();
-        uint32_t was = atomic_exchange(&c->draining, 1); /* handlers drain, too */
+        bool outermost = !(atomic_load(&c->readings) & 1); /* handlers drain, too */
+        if (outermost)
+                fork_log_begin(c);
         a->exits_before_read = map_lock_exits();
         (void) context_drain(&a->guard, &guard);
         (void) context_drain(&a->shared, &shared);
         if (!a->current)
                 (void) context_drain(&a->spare, &spare);
-        atomic_store(&c->draining, was);
+        if (outermost)
+                fork_log_end(c);
 }
 
 /* Pages of [base, base + 64) that were discarded and not touched since: their entries are empty, or hold a marker of the write

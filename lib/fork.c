@@ -16,6 +16,7 @@
 #include "lib/agent.h"
 #include "lib/agent_start.h"
 #include "lib/book.h"
+#include "lib/fork_log.h"
 #include "lib/mailbox.h"
 #include "lib/maplock.h"
 #include "lib/notes.h"
@@ -34,6 +35,9 @@
 /* A child of a fork that ran no handler (_Fork, raw clone) must not believe that it has an agent. In a vfork child the page
  * is the parent's, and so is the agent. */
 int fork_mark_process(struct agent_control *c) {
+        int error = fork_log_open(c);
+        if (error < 0)
+                return error;
         if (!c->alive) {
                 c->alive = own_alloc(KSM_PAGE_SIZE);
                 if (!c->alive)
@@ -61,10 +65,6 @@ static bool had_agent(const struct agent_control *c) {
 
 void agent_fork_prepare(void) {
         struct agent_control *c = agent_control();
-        /* Reading an event lets its caller go on: this thread may have discarded, come back, and forked before the agent, in
-         * the same turn, has put the discard into the book. */
-        while (had_agent(c) && atomic_load(&c->draining))
-                sys_yield();
         if (had_agent(c) && book_some_removed()) {
                 struct request r = { .kind = REQUEST_FORK };
                 (void) mailbox_call(&r, FORK_ANSWER_USEC);
@@ -84,6 +84,7 @@ void agent_fork_prepare(void) {
 void agent_fork_parent(void) {
         struct agent_control *c = agent_control();
         prepared = false;
+        fork_log_wait(c);
         map_leave();
         atomic_fetch_sub(&c->gate, 1);
         fault_point(FAULT_fork_parent);
@@ -104,8 +105,10 @@ int fork_child_discard(int maps_fd, uint64_t start, uint64_t end) {
 }
 
 /* Discards go on in other threads of the parent until the kernel copies the page tables, so only the copy shows which of them
- * the parent's agent had no chance to answer: the book has them (an event is read before its zap), their entry is empty. */
+ * the parent's agent had no chance to answer: the book, together with the log, has them (an event is read before its zap), their
+ * entry is empty. */
 void fork_child_zeros(void) {
+        fork_log_inherit(agent_control());
         if (!book_take_any_removed())
                 return;
         int pagemap_fd = (int) sys_open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
@@ -140,13 +143,15 @@ static void start_anew(bool libc_knows) {
         atomic_store(&c->gate, 0);
         if (c->alive)
                 atomic_store(c->alive, 1);
-        if (atomic_load(&c->state) == AGENT_NONE || atomic_load(&c->state) == AGENT_RETIRED)
+        if (atomic_load(&c->state) == AGENT_NONE || atomic_load(&c->state) == AGENT_RETIRED) {
+                atomic_store(&c->readings, 0);
+                c->log = NULL; /* the parent's, and a retired agent makes no system call */
                 return;
+        }
         fork_child_zeros();
         fault_point(FAULT_child_zeros);
         agent_reset_in_child(libc_knows);
         atomic_store(&c->ready, 0);
-        atomic_store(&c->draining, 0);
         atomic_store(&c->state, AGENT_NONE);
         if (had)
                 atomic_store(&c->fork_pending, 1);

@@ -18,6 +18,7 @@
 #include "lib/agent.h"
 #include "lib/agent_start.h"
 #include "lib/book.h"
+#include "lib/fork_log.h"
 #include "lib/maplock.h"
 #include "tests/lib/rig.h"
 
@@ -247,6 +248,61 @@ static void test_fork_before_the_book(void **state) {
         assert_contents(absent);
 }
 
+#define HELD_UP_USEC "100000" /* between two steps: enough for what is to come in between */
+#define FORKS_BETWEEN 5U
+
+static _Atomic bool discard_now;
+
+/* One run: each is a mapping, and has an event of its own. */
+static void *discard_when_told(void *b) {
+        while (!atomic_load(&discard_now))
+                sched_yield();
+        map_enter();
+        sys_call(SYS_madvise, (long) b, RUN * KSM_PAGE_SIZE, MADV_DONTNEED, 0, 0, 0);
+        map_leave();
+        return NULL;
+}
+
+static bool reads_as_zeros(const uint8_t *run) {
+        static const uint8_t zeros[RUN * KSM_PAGE_SIZE];
+        return memcmp(run, zeros, sizeof(zeros)) == 0;
+}
+
+static void *fork_when_discarded(void *b) {
+        struct look look;
+        int wait_status = -1;
+        agent_fork_prepare();
+        atomic_store(&discard_now, true);
+        while (look_at(A.pagemap_fd, (uint64_t) b, RUN, &look) == 0 && look.present)
+                sched_yield();
+        pid_t pid = fork();
+        if (!pid) {
+                fork_child_zeros();
+                _exit(!reads_as_zeros(b));
+        }
+        uint32_t met = atomic_load(&agent_control()->readings);
+        agent_fork_parent();
+        bool over = !(met & 1) || atomic_load(&agent_control()->readings) != met;
+        (void) waitpid(pid, &wait_status, 0);
+        return (void *) (uintptr_t) (wait_status || !over);
+}
+
+/* The discard is done and in the child's page tables; the agent has read of it and not come to note it. */
+static void test_fork_between_reading_and_noting(void **state) {
+        for (unsigned i = 0; i < FORKS_BETWEEN; i++) {
+                uint8_t *b = merged_block();
+                pthread_t discarding, forking;
+                atomic_store(&discard_now, false);
+                assert_int_equal(fault_arm("event_read:delay:1:" HELD_UP_USEC, NULL), 0);
+                pthread_create(&discarding, NULL, discard_when_told, b);
+                pthread_create(&forking, NULL, fork_when_discarded, b);
+                assert_null(join_draining(forking));
+                (void) join_draining(discarding);
+                (void) fault_arm(NULL, NULL);
+                drop(b);
+        }
+}
+
 static _Atomic bool stop;
 
 static void *discard_storm(void *b) {
@@ -281,6 +337,10 @@ static void test_fork_in_a_storm(void **state) {
                 (void) join_draining(t[i]);
 }
 
+static int setup(void **state) {
+        return rig_setup(state) < 0 ? -1 : fork_log_open(agent_control());
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_restore_while_reading),
@@ -290,7 +350,8 @@ int main(void) {
                 cmocka_unit_test(test_fork_after_second_discard),
                 cmocka_unit_test(test_fork_waits_for_the_books),
                 cmocka_unit_test(test_fork_before_the_book),
+                cmocka_unit_test(test_fork_between_reading_and_noting),
                 cmocka_unit_test(test_fork_in_a_storm),
         };
-        return cmocka_run_group_tests(tests, rig_setup, NULL);
+        return cmocka_run_group_tests(tests, setup, NULL);
 }

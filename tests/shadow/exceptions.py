@@ -54,9 +54,9 @@ EXEMPTIONS = [
               "where the bytes are judged; elsewhere signals come at determined points."),
     Exemption("addresses", "Where the kernel puts a mapping that has no address of its own is not compared."),
     Exemption("a fork beside discards",
-              "The kernel copies the books of userksm and the pages of a forking process one after the other. Where another "
-              "thread discards merged memory exactly in between (MADV_DONTNEED, or libc when it trims its heap), the child may "
-              "find what the page held when it was merged, instead of zeros or its last bytes."),
+              "A fork around libc and the shim (clone by a `syscall` instruction) while another thread discards merged memory, or a parent "
+              "that is killed, or stopped for 10 s, in the microseconds between hearing of the discard and noting it: the child may find "
+              "what the page held when it was merged, instead of zeros. Forks by libc are exact."),
 ]
 
 ALLOWED = frozenset().union(*(e.allowed for e in EXEMPTIONS))
