@@ -303,6 +303,43 @@ static void test_fork_between_reading_and_noting(void **state) {
         }
 }
 
+static _Atomic bool moved_back;
+
+/* The block when it was discarded, NULL when its pages were never seen away. */
+static void *raw_discard_when_moved(void *b) {
+        struct look look = { 0 };
+        do {
+                if (atomic_load(&moved_back))
+                        return NULL;
+                sched_yield();
+        } while (look_at(A.pagemap_fd, (uint64_t) b, PAGES, &look) == 0 && look.present);
+        return sys_call(SYS_madvise, (long) b, BLOCK_BYTES, MADV_DONTNEED, 0, 0, 0) == 0 ? b : NULL;
+}
+
+/* Around libc, while unequal pages are about to be moved back: that is refused until somebody reads the event. */
+static void test_discard_before_moving_back(void **state) {
+        static const uint8_t zeros[KSM_PAGE_SIZE];
+        uint8_t *b = block_new(), status[64];
+        bool discarded = false;
+        for (unsigned tries = 0; tries < TRIES && !discarded; tries++) {
+                pthread_t t;
+                for (unsigned i = 0; i < PAGES; i++)
+                        fill(b + i * KSM_PAGE_SIZE, (2 + i) % CONTENTS); /* not what the slot holds */
+                atomic_store(&moved_back, false);
+                assert_int_equal(fault_arm("hole_compared:delay:1:" HELD_UP_USEC, NULL), 0);
+                pthread_create(&t, NULL, raw_discard_when_moved, b);
+                (void) apply_once(APPLY_MERGE, b, 0, PAGES, 1, status);
+                (void) fault_arm(NULL, NULL);
+                atomic_store(&moved_back, true);
+                discarded = join_draining(t) != NULL;
+                A.raw = false;
+        }
+        assert_true(discarded);
+        for (unsigned i = 0; i < PAGES; i++)
+                assert_memory_equal(b + i * KSM_PAGE_SIZE, zeros, KSM_PAGE_SIZE);
+        drop(b);
+}
+
 static _Atomic bool stop;
 
 static void *discard_storm(void *b) {
@@ -351,6 +388,7 @@ int main(void) {
                 cmocka_unit_test(test_fork_waits_for_the_books),
                 cmocka_unit_test(test_fork_before_the_book),
                 cmocka_unit_test(test_fork_between_reading_and_noting),
+                cmocka_unit_test(test_discard_before_moving_back),
                 cmocka_unit_test(test_fork_in_a_storm),
         };
         return cmocka_run_group_tests(tests, setup, NULL);

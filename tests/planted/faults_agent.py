@@ -330,4 +330,7 @@ AGENT_FAULTS = [
         ("raw-fork-unprepared", "clone by number copies a hole", "fork.c",
          "long fork_by_number(long nr, const unsigned long a[6]) {\n        agent_fork_prepare();\n", "long fork_by_number(long nr, const unsigned long a[6]) {\n        map_enter();\n", ("shim-fork",) + SHIM),
     )] + [
+    Fault("back-undrained", "6.1 step 5", "the agent does not read events while a discard keeps pages from being moved back", "lib/hole.c",
+          "                        tries = 0;\n                agent_drain(a);\n                uint64_t rest", "                        tries = 0;\n                uint64_t rest",
+          ("discards",)),
 ]
