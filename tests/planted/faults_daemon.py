@@ -72,7 +72,7 @@ DAEMON_FAULTS = [
         ("unwritten-taken-over", "slots that were never written are shared", "recover.c", "                        if (!digest_page_is_zero(page) &&\n", "                        if (page &&\n"),
         ("lone-keys-kept", "the segments of a process that shares with nobody are offered to the next daemon", "store.c", "                if (!peer_key_lasts(key, key_size))\n                        key_size = 0;\n", ""),
         ("store-keeps-dropped", "the service manager keeps segments that are gone", "store.c", "                if (segment->is_kept)\n                        notify_forget_fd(segment->segment->inode);\n", ""),
-        ("store-keeps-refused", "the service manager keeps what is not taken over", "recover.c", "                        notify_forget_fd(st.st_ino);", "                        ;"),
+        ("store-keeps-refused", "the service manager keeps what is not taken over", "recover.c", "                        notify_forget_fd(st.st_ino);", "                        (void) n;"),
         ("label-writable", "the label stays writable", "sys/segment.c", "        (void) munmap(label, KSM_PAGE_SIZE);\n", "        ;\n"),
         ("takes-one-only", "of all segments that were passed one is taken over", "passed.c", "p->segment_fds[p->n_segments++] = fd;", "p->segment_fds[p->n_segments++ % 2] = fd;"),
         ("taken-over-closed", "descriptors that were taken over are closed", "recover.c", "                        p->segment_fds[i] = -1;\n", ""),
