@@ -17,6 +17,7 @@
 #include <cmocka.h>
 
 #include "common/cleanup.h"
+#include "common/log.h"
 #include "daemon/account.h"
 #include "daemon/bounds.h"
 #include "daemon/client.h"
@@ -320,6 +321,52 @@ static void test_runs_of_other_domains(void **state) {
         store_domain_unref(other);
 }
 
+/* -- what one user may take of the loop and of the log ---------------------------------------------------------------------- */
+
+static void test_share_of_a_turn(void **state) {
+        struct uid_account other = { .uid = 2 };
+        uint64_t now = now_usec();
+        manager.turn = (struct turn){ .number = 1 };
+        assert_true(account_may_go_on(&manager, &account, now));
+        account_used(&manager, &account, TURN_USER_USEC - 1);
+        assert_true(account_may_go_on(&manager, &account, now));
+        account_used(&manager, &account, 1);
+        assert_false(account_may_go_on(&manager, &account, now));
+        assert_true(account_may_go_on(&manager, &other, now));
+        assert_true(account_may_go_on(&manager, &other, now + TURN_USEC - 1));
+        assert_false(account_may_go_on(&manager, &other, now + TURN_USEC));
+        manager.turn = (struct turn){ .number = 2 };
+        assert_true(account_may_go_on(&manager, &account, now));
+}
+
+static uint64_t suppressed(struct uid_account *a, const char *reason) {
+        uint64_t before = manager.n_log_suppressed;
+        account_log(&manager, a, LOG_NOTICE, reason, "played: %s", reason);
+        return manager.n_log_suppressed - before;
+}
+
+/* Each reason once about a user, so many of them, and so many lines about all: all in one window of time. */
+static void test_log_lines_have_a_bound(void **state) {
+        struct uid_account users[LOG_LINES / LOG_REASONS + 1] = { 0 };
+        int level = log_get_max_level();
+        unsigned n = 0;
+        char reason[16];
+        manager.log = (struct log_limit){ 0 };
+        log_set_max_level(LOG_NOTICE);
+        for (unsigned u = 0; u < ARRAY_SIZE(users); u++)
+                for (unsigned i = 0; i < LOG_REASONS; i++) {
+                        (void) snprintf(reason, sizeof(reason), "reason %u", i);
+                        assert_int_equal(suppressed(&users[u], reason), n++ >= LOG_LINES);
+                        assert_int_equal(suppressed(&users[u], reason), 1);
+                }
+        users[0].log.began_usec = manager.log.began_usec = 1; /* long ago: the next window */
+        for (unsigned i = 0; i <= LOG_REASONS; i++) {
+                (void) snprintf(reason, sizeof(reason), "reason %u", i);
+                assert_int_equal(suppressed(&users[0], reason), i == LOG_REASONS);
+        }
+        log_set_max_level(level);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test_setup_teardown(test_read, setup, teardown),
@@ -328,6 +375,8 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_slow_jobs_keep_no_place, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_dying_is_not_walked, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_runs_of_other_domains, setup, teardown),
+                cmocka_unit_test(test_share_of_a_turn),
+                cmocka_unit_test(test_log_lines_have_a_bound),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
