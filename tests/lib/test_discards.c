@@ -313,6 +313,8 @@ static void *raw_discard_when_moved(void *b) {
                         return NULL;
                 sched_yield();
         } while (look_at(A.pagemap_fd, (uint64_t) b, PAGES, &look) == 0 && look.present);
+        const struct timespec pause = { .tv_nsec = 20000000 }; /* until events have been read after the comparison */
+        (void) nanosleep(&pause, NULL);
         return sys_call(SYS_madvise, (long) b, BLOCK_BYTES, MADV_DONTNEED, 0, 0, 0) == 0 ? b : NULL;
 }
 
