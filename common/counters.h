@@ -70,7 +70,9 @@
         X(log_suppressed, COUNT, "log lines about clients left out because there were too many")                      \
         X(segments_adopted, COUNT, "segments taken over from an earlier daemon")                                     \
         X(pages_adopted, PAGES, "merged pages that processes reported: mapped since before this daemon, or a fork")    \
-        X(sessions_refused, COUNT, "connections refused so far because descriptors, memory or places were lacking")
+        X(sessions_refused, COUNT, "connections refused so far because descriptors, memory or places were lacking") \
+        X(memory_left_bytes, BYTES, "memory that the limits of the daemon's control groups leave it; 2^63 - 1: no limit")                 \
+        X(memory_short, COUNT, "1: too little of it is left to share anything new")
 
 enum counter_unit { UNIT_COUNT, UNIT_PAGES, UNIT_BYTES, UNIT_USEC };
 

@@ -166,6 +166,15 @@ static void print_refused(const struct counters *c, FILE *f) {
                         c->sessions_refused);
 }
 
+static void print_memory(const struct counters *c, FILE *f) {
+        char a[TEXT_BYTES];
+
+        if (c->memory_short > 0)
+                fprintf(f, "! the memory limit of the daemon's control group is near (%s left): nothing new is shared until there is room; raise "
+                           "MemoryMax=, or lower segment_max_mbytes\n",
+                        format_bytes(a, c->memory_left_bytes));
+}
+
 static void print_failures(const struct counters *c, FILE *f) {
         char a[TEXT_BYTES];
         const struct {
@@ -209,6 +218,7 @@ int report_print_status(const struct report *r, bool wide, FILE *f) {
         print_processes_in_trouble(r, f);
         print_lost_threads(&r->counters, f);
         print_refused(&r->counters, f);
+        print_memory(&r->counters, f);
         print_failures(&r->counters, f);
         return 0;
 }

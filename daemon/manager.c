@@ -175,6 +175,7 @@ static void on_liveness(uv_timer_t *handle) {
                 return;
         }
         check_lost(m, now);
+        room_look(&m->room, m->core, now);
         listener_tick(m->listener);
         check_private(m, now);
         bool has_accounts = account_tick(m, now);
@@ -184,9 +185,10 @@ static void on_liveness(uv_timer_t *handle) {
 }
 
 void manager_watch(struct manager *m) {
-        if (!uv_is_active((uv_handle_t *) &m->liveness_timer))
-                (void) uv_timer_start(&m->liveness_timer, on_liveness, LIVENESS_TICK_USEC / USEC_PER_MSEC,
-                                      LIVENESS_TICK_USEC / USEC_PER_MSEC);
+        if (uv_is_active((uv_handle_t *) &m->liveness_timer))
+                return;
+        room_look(&m->room, m->core, now_usec()); /* the last look may be long ago */
+        (void) uv_timer_start(&m->liveness_timer, on_liveness, LIVENESS_TICK_USEC / USEC_PER_MSEC, LIVENESS_TICK_USEC / USEC_PER_MSEC);
 }
 
 static void on_watchdog(uv_timer_t *handle) {
@@ -274,6 +276,7 @@ void manager_counters(struct manager *m, struct counters *ret) {
         turn_counters(&m->turn, ret);
         ret->threads_lost = workers_n_lost(m->workers);
         ret->sessions_refused = (int64_t) m->n_refused;
+        ret->memory_left_bytes = (int64_t) MIN(m->room.left_bytes, (uint64_t) INT64_MAX);
         ret->log_suppressed = (int64_t) m->n_log_suppressed;
         if (getrusage(RUSAGE_SELF, &usage) == 0)
                 ret->daemon_cpu_usec = (int64_t) ((uint64_t) (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) *
@@ -387,6 +390,7 @@ int manager_new(const struct config *config, int argc, char **argv, int uffd_dev
         TAILQ_INIT(&m->unfinished);
         m->started_usec = m->empty_since_usec = now_usec();
         m->max_sessions = raise_fd_limit();
+        room_open(&m->room);
         r = start_handles(m);
         if (r < 0)
                 log_errno(r, "event loop");
@@ -464,6 +468,7 @@ struct manager *manager_free(struct manager *m) {
         accounts_free(m);
         idmap_clear(&m->clients);
         close_fd(m->uffd_device);
+        room_close(&m->room);
         free(m);
         return NULL;
 }

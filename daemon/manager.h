@@ -10,6 +10,7 @@
 #include "daemon/core/core.h"
 #include "daemon/idmap.h"
 #include "daemon/request.h"
+#include "daemon/room.h"
 #include "daemon/store.h"
 #include "daemon/turn.h"
 #include "proto/channel.h"
@@ -60,6 +61,7 @@ struct manager {
         struct log_limit log;
         uint64_t n_log_suppressed;
         uint64_t n_refused; /* connections, for lack of something */
+        struct room room;
         uint64_t started_usec, tick_due_usec;
         uint64_t empty_since_usec; /* no connection since then; 0 = there is one */
         bool had_session, loop_ready;

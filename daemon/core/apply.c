@@ -101,13 +101,14 @@ static void run_refused(struct plan *p, unsigned i, unsigned n) {
         p->c->counters.failed_budget += n;
 }
 
-/* The run's pages go into the plan, if there are VMAs for it; else they settle again. */
+/* The run's pages go into the plan, if there are VMAs for it, and memory for its place in the books; else they settle again. */
 static void run_planned(struct plan *p, unsigned i, unsigned n, int cost, enum page_state state) {
         struct core *c = p->c;
         const struct block *b = block_at(c, p->block);
         uint32_t more = cost > 0 ? (uint32_t) cost : 0;
 
-        if (more > 0 && (p->cl->budget_usec > p->now_usec || !client_has_vmas(c, p->cl, p->n_vmas + more, n >= LONG_RUN))) {
+        if (more > 0 && (p->cl->budget_usec > p->now_usec || !client_has_vmas(c, p->cl, p->n_vmas + more, n >= LONG_RUN) ||
+                         !memory_has_reserve(&c->memory, 0))) {
                 run_refused(p, i, n);
                 return;
         }

@@ -112,7 +112,7 @@ void page_resolve(struct core *c, uint32_t block, unsigned i, uint64_t hash, uin
         } else {
                 /* The record first: growing the index asks for the keys of what is in it, not of what comes. */
                 page_mark(c, block, i, record_hash(hash) | record(PAGE_UNSHARED, fails, 0));
-                if (index_insert(&d->index, hash, page_id(block, i)) < 0) {
+                if (!clean_has_memory(c, d, 0) || index_insert(&d->index, hash, page_id(block, i)) < 0) {
                         page_mark(c, block, i, record(PAGE_NONE, 0, 0));
                         page_fresh(c, block, i, more_fails(fails, 1), now_usec);
                 }

@@ -25,6 +25,13 @@
 #define CLEAN_OPEN_DIVISOR 8
 #define PAGES_PER_MIB 256
 
+/* Moves out of a segment that then goes live on the reserve. */
+bool clean_has_memory(struct core *c, const struct domain *d, uint64_t bytes) {
+        if (d->leaving_slots > 0 && memory_has_reserve(&c->memory, bytes))
+                return true;
+        return memory_has_room(&c->memory, bytes);
+}
+
 /* Live slots are bounded by what the domain has registered. Dead ones take memory, too: they may be half as much again, and
  * what is on its way out does not count, or a full domain could never move it. */
 bool clean_leaves_room(struct core *c, struct domain *d, uint64_t n_slots) {
@@ -32,7 +39,7 @@ bool clean_leaves_room(struct core *c, struct domain *d, uint64_t n_slots) {
         uint64_t most = MIN(share, (uint64_t) c->tunables.segment_max_mbytes * PAGES_PER_MIB);
 
         if (d->given_slots - d->dead_slots + n_slots <= most &&
-            d->given_slots + n_slots <= most + most / 2 + d->leaving_slots)
+            d->given_slots + n_slots <= most + most / 2 + d->leaving_slots && clean_has_memory(c, d, n_slots * KSM_PAGE_SIZE))
                 return true;
         d->is_full = true;
         return false;
@@ -48,8 +55,10 @@ static uint64_t gain(const struct segment *s) {
         return s->n_dead + s->n_lonely;
 }
 
-static bool is_candidate(const struct domain *d, const struct segment *s) {
-        if (s->n_writing > 0 || s->n_live == 0 || s->events & (SEGMENT_CLEANING | SEGMENT_DROP_DUE | SEGMENT_HELD))
+/* Where memory is limited, not a segment that the reserve could not hold once more: what could not move would end as private memory. */
+static bool is_candidate(const struct core *c, const struct domain *d, const struct segment *s) {
+        if (s->n_writing > 0 || s->n_live == 0 || s->events & (SEGMENT_CLEANING | SEGMENT_DROP_DUE | SEGMENT_HELD) ||
+            !memory_has_reserve(&c->memory, s->n_live * KSM_PAGE_SIZE))
                 return false;
         if (d->is_full && gain(s) * CLEAN_FULL_DIVISOR >= s->n_dead + s->n_live)
                 return true;
@@ -61,7 +70,7 @@ static bool is_cheaper(const struct segment *a, const struct segment *b) {
         return !b || gain(a) * b->n_sharers > gain(b) * a->n_sharers;
 }
 
-static void clean_choose(struct domain *d) {
+static void clean_choose(struct core *c, struct domain *d) {
         struct sparse x = {};
 
         for (uint32_t u = 0; u < d->n_units; u++) {
@@ -73,7 +82,7 @@ static void clean_choose(struct domain *d) {
                         x.n_live += s->n_live;
                         x.n_dead += s->n_dead;
                 }
-                if (is_candidate(d, s) && is_cheaper(s, x.best))
+                if (is_candidate(c, d, s) && is_cheaper(s, x.best))
                         x.best = s;
         }
         if (!x.best || (x.n_dead <= x.n_live && !d->is_full && x.best->n_sharers > (uint64_t) CLEAN_CHEAP * x.best->n_dead))
@@ -129,7 +138,7 @@ uint64_t clean_step(struct core *c, uint64_t now_usec, unsigned *budget) {
                 struct domain *d = domain_at(c, i);
 
                 if (!d->cleaning)
-                        clean_choose(d);
+                        clean_choose(c, d);
                 if (!d->cleaning)
                         continue;
                 if (!clean_walk(c, d, budget))

@@ -22,7 +22,7 @@ int core_new(const struct core_allocator *allocator, uint64_t seed, struct core 
         if (!c)
                 return -ENOMEM;
         memset(c, 0, sizeof(*c));
-        c->memory = (struct memory){ .allocator = a, .bytes = sizeof(*c) };
+        c->memory = (struct memory){ .allocator = a, .bytes = sizeof(*c), .limit = UINT64_MAX };
         c->seed = seed;
         tunables_init(&c->tunables);
         pool_init(&c->domains, &c->memory, sizeof(struct domain), 1U << ID_INDEX_BITS);
@@ -80,6 +80,11 @@ struct core *core_free(struct core *c) {
         a = c->memory.allocator;
         a.free(a.userdata, c);
         return NULL;
+}
+
+bool core_memory_left(struct core *c, uint64_t bytes) {
+        memory_set_left(&c->memory, bytes, c->n_publishing_pages * KSM_PAGE_SIZE);
+        return c->memory.is_short;
 }
 
 const struct tunables *core_tunables(const struct core *c) {

@@ -41,6 +41,18 @@ const struct tunables *core_tunables(const struct core *c);
 /* 0 or -EINVAL. run=2 starts the unmerge of everything; the books follow other changes in the background. */
 int core_tunable_set(struct core *c, enum tunable_id id, int64_t value, uint64_t now_usec);
 
+/* -- memory -------------------------------------------------------------------------------------------------- */
+
+/* Of what is left so much is not used for anything new. It is there for what cannot wait or gives memory back: answers to what is under
+ * way, moves out of a sparse segment (at most half of one, 8 MiB), books of merges into slots that are there; for sockets and
+ * stacks, which nobody counts here; and for what others in the same group take between two looks. */
+#define CORE_MEMORY_RESERVE_BYTES (UINT64_C(16) << 20)
+/* So many bytes are left to take, for shared pages and books together; UINT64_MAX, the default: no limit. Said again and again; in between
+ * the core takes off what it hands out itself. With less than the reserve left no page becomes known and nothing is published; pages
+ * still merge into slots that are there, and everything else goes on. Half-way through the reserve merging ends as well.
+ * True: something was refused for it, and there is no room yet. */
+bool core_memory_left(struct core *c, uint64_t bytes);
+
 /* -- domains, clients, ranges ------------------------------------------------------------------------------ */
 
 /* The domain of an opaque key (uid, label, container: daemon/sys/peer.h makes it); created on first use, freed with

@@ -163,7 +163,7 @@ struct domain {
         struct segment *cleaning; /* being emptied */
         uint32_t clean_group, clean_rounds; /* how far, and how often round */
         uint32_t found_unit;                /* of the segment that an agent reported last */
-        bool is_full;             /* a publish was refused by the bound on its slots */
+        bool is_full;             /* a publish was refused by the bound on its slots, or for memory */
         uint64_t registered_pages;
         uint64_t given_slots, dead_slots; /* of its segments: being written, live or dead; of them dead */
         uint64_t leaving_slots;           /* given, in segments that have been cleaned or are */
@@ -329,6 +329,7 @@ struct core {
         uint64_t states[PAGE_STATES];
         uint64_t registered_pages, slots_shared, slots_sharers, chains, dups;
         uint64_t segments, segment_slots_written, slots_dead, n_live_clients;
+        uint64_t n_publishing_pages; /* handed out, perhaps not yet written */
         int64_t vmas_used;
         struct counters counters; /* the ones that only grow */
 };
@@ -458,6 +459,7 @@ void restore_retry_step(struct core *c, struct client *cl, unsigned *budget);
 
 /* clean.c */
 bool clean_leaves_room(struct core *c, struct domain *d, uint64_t n_slots); /* for a publish of n_slots */
+bool clean_has_memory(struct core *c, const struct domain *d, uint64_t bytes); /* of core_memory_left, for something new in the domain */
 uint64_t clean_step(struct core *c, uint64_t now_usec, unsigned *budget); /* when to call again */
 
 /* adopt.c */

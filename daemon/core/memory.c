@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "common/cleanup.h"
+
 void *memory_realloc(struct memory *m, void *p, size_t old_bytes, size_t new_bytes) {
         void *q;
 
@@ -22,6 +24,39 @@ void memory_release(struct memory *m, void *p, size_t bytes) {
                 return;
         m->allocator.free(m->allocator.userdata, p);
         m->bytes -= bytes;
+}
+
+/* Between the end of one shortage and the beginning of the next: a few publishes. */
+#define ROOM_MARGIN_BYTES (CORE_MEMORY_RESERVE_BYTES / 8)
+
+static bool fits(const struct memory *m, uint64_t bytes) {
+        return m->limit == UINT64_MAX || (m->limit >= m->bytes && m->limit - m->bytes >= bytes);
+}
+
+void memory_set_left(struct memory *m, uint64_t left, uint64_t promised) {
+        uint64_t sum;
+
+        if (left == UINT64_MAX || __builtin_add_overflow(m->bytes, left, &sum))
+                m->limit = UINT64_MAX;
+        else
+                m->limit = sum - MIN(sum, promised);
+        if (fits(m, CORE_MEMORY_RESERVE_BYTES + ROOM_MARGIN_BYTES))
+                m->is_short = false;
+}
+
+void memory_promise(struct memory *m, uint64_t bytes) {
+        if (m->limit != UINT64_MAX)
+                m->limit -= MIN(m->limit, bytes);
+}
+
+bool memory_has_room(struct memory *m, uint64_t bytes) {
+        if (!fits(m, CORE_MEMORY_RESERVE_BYTES + bytes))
+                m->is_short = true;
+        return !m->is_short;
+}
+
+bool memory_has_reserve(const struct memory *m, uint64_t bytes) {
+        return fits(m, CORE_MEMORY_RESERVE_BYTES / 2 + bytes);
 }
 
 int memory_grow(struct memory *m, void **array, uint32_t *capacity, uint32_t needed, size_t item_bytes) {

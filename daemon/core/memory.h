@@ -2,7 +2,10 @@
  *
  * Everything the core allocates goes through core_realloc, so that metadata_bytes is exact and any allocation can be
  * made to fail. An id stays valid until its item is freed; ids are reused. Freeing never fails, and gives memory
- * back as soon as 64 neighbouring items are free. */
+ * back as soon as 64 neighbouring items are free.
+ *
+ * Where memory is limited (core_memory_left), what begins something new asks for room first: pages that become known, pages that are
+ * indexed, slots. What follows from them does not: it lives on the reserve. */
 #pragma once
 
 #include <stdbool.h>
@@ -16,7 +19,18 @@
 struct memory {
         struct core_allocator allocator;
         uint64_t bytes; /* allocated now */
+        uint64_t limit; /* what `bytes` can become before nothing is left; UINT64_MAX: no limit */
+        bool is_short;  /* something was refused, and there is no room yet */
 };
+
+/* What is left to take, besides what was promised already. Ends a shortage when there is room again. */
+void memory_set_left(struct memory *m, uint64_t left, uint64_t promised);
+/* So many bytes were promised that do not show in `bytes`. */
+void memory_promise(struct memory *m, uint64_t bytes);
+/* May something new be begun that takes so many bytes? From the first no on nothing may, until there is room for more than a little. */
+bool memory_has_room(struct memory *m, uint64_t bytes);
+/* May what gives memory back, or costs next to none, take so many bytes of the reserve? Half of it is kept even then. */
+bool memory_has_reserve(const struct memory *m, uint64_t bytes);
 
 /* Resizes p from old_bytes to new_bytes (0 frees). NULL: no memory, p is as it was. */
 void *memory_realloc(struct memory *m, void *p, size_t old_bytes, size_t new_bytes);

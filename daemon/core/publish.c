@@ -208,6 +208,8 @@ static bool publish_build(struct core *c, struct client *cl, uint32_t block, uin
         ret->client = cl->id;
         ret->domain = op->domain;
         ret->n_pages = op->publish->n_pages;
+        c->n_publishing_pages += ret->n_pages;
+        memory_promise(&c->memory, ret->n_pages * KSM_PAGE_SIZE);
         return true;
 }
 
@@ -355,6 +357,7 @@ void core_publish_done(struct core *c, uint64_t id, uint64_t now_usec, const str
 
         if (!op)
                 return;
+        c->n_publishing_pages -= op->publish->n_pages;
         block = op->publish->pages[0] >> BLOCK_SHIFT;
         for (uint32_t k = 0; k < op->publish->n_pages; k++)
                 publish_one(c, cl, d, op->publish, k, error < 0 ? NULL : &results[k], now_usec);

@@ -308,7 +308,8 @@ static void block_pages(struct scan_results *s, uint64_t number, uint64_t mask, 
         if (block == NIL && (categories & (CORE_FILE | CORE_ZERO)))
                 return; /* nothing of ours, nothing to do */
         if (block == NIL) {
-                block = block_ensure(c, s->cl, number);
+                if (memory_has_room(&c->memory, 0))
+                        block = block_ensure(c, s->cl, number);
                 if (block == NIL) {
                         s->cl->wants_look = true; /* finds it again */
                         return;

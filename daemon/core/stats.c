@@ -36,6 +36,7 @@ void core_counters(const struct core *c, struct counters *ret) {
         n.segments = (int64_t) c->segments;
         n.segment_bytes = (int64_t) (c->segment_slots_written * KSM_PAGE_SIZE);
         n.dead_bytes = (int64_t) (c->slots_dead * KSM_PAGE_SIZE);
+        n.memory_short = c->memory.is_short;
         /* Dead pages take memory until their segment goes: without us it would be free. */
         n.general_profit = (n.pages_sharing + n.ksm_zero_pages) * (int64_t) KSM_PAGE_SIZE;
         n.general_profit -= n.metadata_bytes + n.dead_bytes;

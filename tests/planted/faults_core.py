@@ -75,7 +75,15 @@ CORE_FAULTS = [Fault(name, breaks, text, f"daemon/core/{file}", old, new, BOOKS 
     ("unbounded", "5.5", "a domain publishes more than its bound", "clean.c",
      "        if (d->given_slots - d->dead_slots + n_slots <= most &&\n            d->given_slots", "        if (d->given_slots", OUTSIDE),
     ("dead-unbounded", "5.5", "dead slots do not count against the bound", "clean.c",
-     " &&\n            d->given_slots + n_slots <= most + most / 2 + d->leaving_slots)", ")", OUTSIDE),
+     " &&\n            d->given_slots + n_slots <= most + most / 2 + d->leaving_slots &&", " &&", OUTSIDE),
+    ("memory-unlimited", "issue 3.3", "new slots are given out where no memory is left", "clean.c",
+     "        return memory_has_room(&c->memory, bytes);", "        return memory_has_room(&c->memory, bytes) || true;", ("limits",)),
+    ("memory-short-for-ever", "issue 3.3", "a shortage of memory does not end", "memory.c", "                m->is_short = false;\n", "                m->is_short &= 1;\n", ("limits",)),
+    ("memory-in-flight", "issue 3.3", "slots that are being written do not count as memory taken", "publish.c",
+     "        c->n_publishing_pages += ret->n_pages;\n        memory_promise(&c->memory, ret->n_pages * KSM_PAGE_SIZE);\n",
+     "        c->n_publishing_pages += ret->n_pages;\n", ()),
+    ("memory-strands-moves", "5.5", "nothing moves off a segment that is cleaned while memory is short", "clean.c",
+     "        if (d->leaving_slots > 0 && memory_has_reserve(&c->memory, bytes))\n                return true;\n", "", ()),
 
     # -- reading -----------------------------------------------------------------------------------------------------------------------
     ("read-unsettled", "5.2", "volatile pages are read", "read.c",

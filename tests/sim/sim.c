@@ -168,6 +168,10 @@ static void mutate(struct world *w) {
                 core_client_park(w->core, p->client, false);
         } else if (what < 870) {
                 world_restart(w, what < 864 ? 300 : 0);
+        } else if (what < 874) {
+                (void) core_memory_left(w->core, world_random(w, 2 * CORE_MEMORY_RESERVE_BYTES));
+        } else if (what < 882) {
+                (void) core_memory_left(w->core, UINT64_MAX);
         } else if (what < 960) {
                 w->now_usec += world_random(w, 100 * 1000);
         } else {
@@ -221,6 +225,7 @@ static void come_to_rest(struct world *w) {
 
         (void) core_tunable_set(w->core, TUNABLE_run, 1, w->now_usec);
         w->fail_permille = 0;
+        (void) core_memory_left(w->core, UINT64_MAX);
         /* Doubled for each failure of a page, up to 2^15 times: within the time below. */
         (void) core_tunable_set(w->core, TUNABLE_settle_millisecs, 5, w->now_usec);
         (void) core_tunable_set(w->core, TUNABLE_segment_share_permille, 1000, w->now_usec);
