@@ -161,6 +161,7 @@
         X(CALL, open, "daemon: open, openat")                                                                          \
         X(CALL, ioctl, "daemon")                                                                                       \
         X(CALL, pread, "daemon: pread, preadv, process_vm_readv")                                                      \
+        X(CALL, pwrite, "daemon")                                                                                      \
         X(CALL, sendmsg, "daemon")                                                                                     \
         X(CALL, recvmsg, "daemon")                                                                                     \
         X(CALL, accept, "daemon")                                                                                      \

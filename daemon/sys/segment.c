@@ -31,21 +31,17 @@ static int memfd_open(void) {
         return fd < 0 ? -errno : fd;
 }
 
-/* Written before the fd is anyone else's, through a mapping of its own: only slots can be written later, and unmapping a whole mapping
- * needs nothing that could be lacking. */
+/* Written before the fd is anyone else's, and not through a mapping: where the kernel has no page to give (vm.overcommit_memory=2)
+ * a write says so, and a mapping sends SIGBUS. */
 static int write_label(struct segment_file *s, const void *key, size_t key_size) {
         if (key_size == 0 || key_size > SEGMENT_KEY_BYTES)
                 return 0;
-        struct label *label = mmap(NULL, KSM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, s->fd,
-                                   (off_t) (s->n_slots * KSM_PAGE_SIZE));
-        if (label == MAP_FAILED)
-                return -errno;
-        memcpy(label->magic, label_magic, sizeof(label_magic));
-        label->version = LABEL_VERSION;
-        label->n_slots = s->n_slots;
-        label->key_size = (uint32_t) key_size;
-        memcpy(label->key, key, key_size);
-        (void) munmap(label, KSM_PAGE_SIZE);
+        struct label label = { .version = LABEL_VERSION, .n_slots = s->n_slots, .key_size = (uint32_t) key_size };
+        memcpy(label.magic, label_magic, sizeof(label_magic));
+        memcpy(label.key, key, key_size);
+        ssize_t n = pwrite(s->fd, &label, sizeof(label), (off_t) (s->n_slots * KSM_PAGE_SIZE));
+        if (n != (ssize_t) sizeof(label))
+                return n < 0 ? -errno : -ENOSPC;
         s->has_label = true;
         return 0;
 }

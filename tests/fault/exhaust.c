@@ -136,6 +136,10 @@ EXPORT ssize_t pread64(int fd, void *to, size_t size, off64_t offset) {
         return fails(FAULT_pread) ? -1 : syscall(SYS_pread64, fd, to, size, offset);
 }
 
+EXPORT ssize_t pwrite64(int fd, const void *from, size_t size, off64_t offset) {
+        return fails(FAULT_pwrite) ? -1 : syscall(SYS_pwrite64, fd, from, size, offset);
+}
+
 EXPORT ssize_t process_vm_readv(pid_t pid, const struct iovec *local, unsigned long n_local, const struct iovec *remote,
                                 unsigned long n_remote, unsigned long flags) {
         return fails(FAULT_pread) ? -1 : syscall(SYS_process_vm_readv, pid, local, n_local, remote, n_remote, flags);

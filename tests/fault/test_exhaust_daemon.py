@@ -27,7 +27,7 @@ from arena import Arena, FaultPage, Failure, until
 
 ERRNOS = {"malloc": errno.ENOMEM, "mmap": errno.ENOMEM, "memfd_create": errno.EMFILE,
           "ftruncate": errno.ENOSPC, "fchmod": errno.EPERM, "fcntl": errno.EMFILE, "open": errno.EMFILE, "ioctl": errno.ENOMEM,
-          "pread": errno.EIO, "sendmsg": errno.ENOBUFS, "recvmsg": errno.ENOMEM, "accept": errno.EMFILE, "socket": errno.EMFILE,
+          "pread": errno.EIO, "pwrite": errno.ENOSPC, "sendmsg": errno.ENOBUFS, "recvmsg": errno.ENOMEM, "accept": errno.EMFILE, "socket": errno.EMFILE,
           "pthread_create": errno.EAGAIN}
 STARTS_MAX = 3000   # a call that fails so late that no start gets there
 SOME = 3            # n tried of each kind in a cycle, without --all

@@ -46,7 +46,7 @@ static int daily_work(void) {
         const char *reason;
         int pair[2];
         /* A seal, a thread, a peer, a config file, a page of memory: each as the daemon does it while it runs. */
-        if (digest_secret_draw(&secret) < 0 || segment_file_new(16, NULL, 0, &s) < 0 || segment_file_seal(s) < 0)
+        if (digest_secret_draw(&secret) < 0 || segment_file_new(16, "key", 3, &s) < 0 || segment_file_seal(s) < 0)
                 return 1;
         segment_file_free(s);
         if (pthread_create(&thread, NULL, in_thread, NULL) != 0 || pthread_join(thread, NULL) != 0)
