@@ -109,7 +109,7 @@ class FaultPage(Shared):
 class Board(Shared):
     """struct board of client.c."""
     FIELDS = ("pid", "rounds", "wrong", "wrong_at", "longest_usec", "call_usec", "turn_done", "merged", "connected", "forks", "merges",
-              "churn_calm", "guest_calm", "steady_at")
+              "churn_calm", "guest_calm", "steady_at", "call_name")
 
     def __init__(self, path):
         super().__init__(path, 64 + 8 * 128)
@@ -119,6 +119,9 @@ class Board(Shared):
 
     def get(self, index, field):
         return self.u64(self.at(index, field))
+
+    def name_of(self, index, field):
+        return self.map[self.at(index, field):self.at(index, field) + 8].rstrip(b"\0").decode()
 
     def clear(self, index, *fields):
         for field in fields:
@@ -201,7 +204,7 @@ class Arena:
         self.daemon = None
         self.turn = 0
         self.clients = [None] * n_clients
-        self.worst_usec = 0
+        self.worst_usec, self.worst_what = 0, ""
         self.segments = set()
         self.manager = None
         if supervised:
@@ -270,13 +273,15 @@ class Arena:
         """The fault's own victim may have waited."""
         self.board.clear(i, "longest_usec", "call_usec")
 
-    def longest_usec(self, excepted=()):
-        return max((max(self.board.get(i, "longest_usec"), self.board.get(i, "call_usec")) for i in range(len(self.clients))
-                    if i not in excepted), default=0)
+    def longest_usec(self, excepted=(), fields=("longest_usec", "call_usec")):
+        return max((self.board.get(i, field) for i in range(len(self.clients)) if i not in excepted for field in fields), default=0)
 
     def check_waits(self, excepted=(), bound_usec=1000000):
         worst = self.longest_usec(excepted)
-        self.worst_usec = max(self.worst_usec, worst)
+        if worst > self.worst_usec:
+            self.worst_usec = worst
+            calls = {self.board.get(i, "call_usec"): self.board.name_of(i, "call_name") for i in range(len(self.clients))}
+            self.worst_what = calls.get(worst, "an access")
         if worst > bound_usec:
             waits = [(self.board.get(i, "longest_usec"), self.board.get(i, "call_usec")) for i in range(len(self.clients))]
             raise Waited(f"somebody waited {worst} us (longest access, call of each client: {waits})")

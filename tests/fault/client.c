@@ -57,7 +57,7 @@ struct board {
         _Atomic uint64_t turn, quit, calm, linger_usec, reserved[4]; /* linger: how long forked children live on */
         struct status {
                 _Atomic uint64_t pid, rounds, wrong, wrong_at, longest_usec, call_usec, turn_done, merged, connected, forks, merges,
-                        calm[2], steady_at, reserved[2];
+                        calm[2], steady_at, call_name, reserved[1];
         } clients[CLIENTS_MAX];
 };
 
@@ -160,8 +160,14 @@ static void stopwatch_stop(struct stopwatch s, _Atomic uint64_t *most, const cha
                         fprintf(stderr, "client %d: %s took %" PRIu64 " us, and %" PRIu64 " more without a processor\n", (int) getpid(), what,
                                 usec, ready);
         }
-        if (usec > atomic_load(most))
-                raise_to(most, usec);
+        if (usec <= atomic_load(most))
+                return;
+        raise_to(most, usec);
+        if (most == &status->call_usec) { /* the first letters, beside it */
+                uint64_t letters = 0;
+                memcpy(&letters, what, MIN(strlen(what), sizeof(letters)));
+                atomic_store(&status->call_name, letters);
+        }
 }
 
 /* -- calls ------------------------------------------------------------------------------------------------------------ */

@@ -41,6 +41,7 @@ FIRE_BOUND = 30     # seconds until a point is passed
 PASSES_MAX = 3
 UNDISTURBED_TURNS = 3
 SLOW_TRIES = 2
+LONGEST_WAITS = 6   # that are shown
 # Passed only by processes that are starting, or have just been forked: whoever comes first is meant.
 ANYBODY = ("start_", "agent_", "child_", "link_connected", "link_hello", "link_welcome", "link_ranges", "contexts_", "plain_",
            # or rarely, and by whom cannot be said
@@ -302,7 +303,7 @@ class Played:
     """What came of some rounds."""
 
     def __init__(self):
-        self.results, self.reached, self.worst_usec = [], collections.Counter(), 0
+        self.results, self.reached, self.waits = [], collections.Counter(), []
 
 
 def play_some(combinations, played, supervised):
@@ -320,7 +321,9 @@ def play_some(combinations, played, supervised):
                 played.results.append((side, name, action, 0, isinstance(e, (NotPassed, a.Waited)), time.monotonic() - started,
                                        f"{type(e).__name__}: {e}", field.said()))
                 return n
-            played.worst_usec = max(played.worst_usec, field.worst_usec)
+            finally:
+                played.waits.append((field.worst_usec, field.worst_what, f"{name}:{action}"))
+                field.worst_usec = 0
         field.leave()
         field.end_daemon(signal.SIGTERM)
     except Exception as e:
@@ -345,7 +348,7 @@ def play(job):
 
 class Tally:
     def __init__(self):
-        self.done, self.worst_usec = 0, 0
+        self.done, self.waits = 0, []
         self.passes, self.reached, self.failures = collections.Counter(), collections.Counter(), []
 
 
@@ -361,7 +364,7 @@ def play_all(wanted, args, tally):
     with multiprocessing.Pool(args.jobs, maxtasksperchild=1) as pool:
         for played in pool.imap_unordered(play, jobs, chunksize=1):
             tally.reached.update(played.reached)
-            tally.worst_usec = max(tally.worst_usec, played.worst_usec)
+            tally.waits += played.waits
             for side, name, action, passes, was_slow, seconds, error, log in played.results:
                 if error and not was_slow:
                     tally.failures.append((name, action))
@@ -410,7 +413,9 @@ def main():
         slow = play_all(slow, args, tally) if slow else []
     unreached = [name for _, name in points if not tally.reached[name]] if not args.point else []
     print(f"{tally.done} of {len(wanted)} combinations in {time.monotonic() - started:.0f} s; passes until merged again: "
-          f"{dict(sorted(tally.passes.items()))}; longest wait of somebody else {tally.worst_usec} us")
+          f"{dict(sorted(tally.passes.items()))}")
+    waits = sorted(tally.waits, reverse=True)[:LONGEST_WAITS]
+    print("longest waits of somebody else: " + ", ".join(f"{usec} us in {what} at {where}" for usec, what, where in waits))
     for name in unreached:
         print(f"FAIL {name}: no run ever reached it")
     for _, name, action in slow:
