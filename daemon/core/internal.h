@@ -238,7 +238,7 @@ struct client {
         uint64_t cursor, window_pages, n_rewritten;
         struct skip_list skips[2]; /* [pass & 1] is read, the other is built */
         uint8_t look;
-        uint8_t claim_look; /* the last look when the agent reported runs: the next one judges them */
+        uint8_t claim_look; /* the last look when the agent reported runs, or that failed in part: the next one judges them */
 
         struct walk forgets[FORGETS_MAX];
         struct walk sweep, request_walk, retry;

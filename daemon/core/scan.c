@@ -375,8 +375,10 @@ static void window_lost(struct scan_results *s) {
         unsigned budget = UINT32_MAX;
 
         s->cl->wants_look = true;
-        if (s->op->is_plain)
+        if (s->op->is_plain) {
+                s->cl->claim_look = s->cl->look; /* it has not seen what it did not find: the next one judges */
                 return;
+        }
         walk_begin(s->cl, &w, start, end);
         while ((block = walk_next(s->c, s->cl, &w, &budget)) != NIL)
                 for (unsigned i = 0; i < BLOCK_PAGES; i++) {

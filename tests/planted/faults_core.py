@@ -76,6 +76,8 @@ CORE_FAULTS = [Fault(name, breaks, text, f"daemon/core/{file}", old, new, BOOKS 
      "        if (d->given_slots - d->dead_slots + n_slots <= most &&\n            d->given_slots", "        if (d->given_slots", OUTSIDE),
     ("dead-unbounded", "5.5", "dead slots do not count against the bound", "clean.c",
      " &&\n            d->given_slots + n_slots <= most + most / 2 + d->leaving_slots &&", " &&", OUTSIDE),
+    ("failed-look-judges", "5.2", "runs that a failed look did not see are taken for gone", "scan.c",
+     "                s->cl->claim_look = s->cl->look;", "                ;", ()),
     ("memory-unlimited", "issue 3.3", "new slots are given out where no memory is left", "clean.c",
      "        return memory_has_room(&c->memory, bytes);", "        return memory_has_room(&c->memory, bytes) || true;", ("limits",)),
     ("memory-short-for-ever", "issue 3.3", "a shortage of memory does not end", "memory.c", "                m->is_short = false;\n", "                m->is_short &= 1;\n", ("limits",)),

@@ -190,6 +190,30 @@ static void test_wrong_arguments(void **state) {
         finish(w);
 }
 
+/* A look that fails sees nothing, which is not to say that nothing is there. */
+static void test_failed_look_judges_nobody(void **state) {
+        struct world *w = restarted(2, 0);
+        struct core_scan s;
+        uint64_t next;
+        unsigned n_failed = 0;
+
+        for (unsigned t = 0; t < 100 && n_failed < 2; t++, w->now_usec += SECOND / 10)
+                while (core_next_scan(w->core, w->now_usec, &s, &next)) {
+                        n_failed += !s.rewrite_protect;
+                        core_scan_done(w->core, s.op, w->now_usec, NULL, 0, s.rewrite_protect ? s.page + s.n_pages : s.page,
+                                       s.rewrite_protect ? 0 : -ENOMEM);
+                }
+        assert_true(n_failed >= 2);
+        world_pump(w);
+        assert_int_equal(world_counters(w).pages_sharing, PAGES);
+        world_run(w, 60 * SECOND);
+        grace_ends(w);
+        assert_int_equal(world_counters(w).pages_sharing, PAGES);
+        assert_int_equal(world_counters(w).unshares, 0);
+        assert_int_equal(w->n_applies, 0);
+        finish(w);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_books_come_back),
@@ -198,6 +222,7 @@ int main(void) {
                 cmocka_unit_test(test_grace),
                 cmocka_unit_test(test_lost_segments),
                 cmocka_unit_test(test_lies),
+                cmocka_unit_test(test_failed_look_judges_nobody),
                 cmocka_unit_test(test_wrong_arguments),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
