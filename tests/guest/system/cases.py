@@ -386,22 +386,38 @@ def given_up():
         pair(instances=("c", "d"))
 
 
+def memory_events():
+    text = pathlib.Path("/sys/fs/cgroup" + prop(SERVICE, "ControlGroup"), "memory.events").read_text()
+    return {name: int(n) for name, n in (line.split() for line in text.splitlines())}
+
+
+def set_memory_max(value):
+    sh("systemctl", "set-property", "--runtime", SERVICE, f"MemoryMax={value}")
+
+
 def memory_limit():
-    """MemoryMax= below what sharing needs: the daemon may die of it, nobody else is harmed, and it comes back."""
+    """MemoryMax= of which too little is left: nothing new is shared, the status says why, the daemon lives. With more it goes on."""
     with Survives() as clients:
-        limit = int(prop(SERVICE, "MemoryCurrent")) + (4 << 20)
-        drop_in(SERVICE, f"[Service]\nMemoryMax={limit}\n")
-        more = Redis("redis-server", "c"), Redis("redis-server", "d")
-        for s in more:
-            s.fill(seed=2)
-        for _ in range(5):
-            sh("ksmctl", "merge", "all", check=False)
+        pid, limit = main_pid(), int(prop(SERVICE, "MemoryCurrent")) + (4 << 20)
+        set_memory_max(limit)
+        try:
+            more = [Redis("redis-server", "c"), Redis("redis-server", "d")]
+            for s in more:
+                s.fill(seed=2)
+            until(lambda: ctl("merge", "all", check=False) and "memory limit of the daemon's control group" in ctl("status"),
+                  "the status says why")
+            for s in more:
+                s.check(seed=2)
+                assert s.merged_bytes() < DATA_BYTES // 2, s.merged_bytes()
+            clients.holds()
+            print(f"limit {limit >> 10} KiB, {stats()['memory_left_bytes'] >> 10} KiB left; {memory_events()}")
+            assert main_pid() == pid and memory_events()["oom_kill"] == 0
+        finally:
+            set_memory_max("75%")
+        settle_merged(more)
         for s in more:
             s.check(seed=2)
-        clients.holds(connected=False)
-        print(f"limit {limit >> 10} KiB: {prop(SERVICE, 'ActiveState')}, restarts {prop(SERVICE, 'NRestarts')}, "
-              f"result {prop(SERVICE, 'Result')}")
-        until(lambda: active(SERVICE), "it is back")
+        assert main_pid() == pid and "control group" not in ctl("status")
 
 
 def fast_read():
