@@ -161,8 +161,10 @@ static uint64_t copy_and_replace(struct transition *t, unsigned at, unsigned n, 
         struct book_block *b = book_find(t->base >> (BLOCK_SHIFT + KSM_PAGE_SHIFT));
         uint64_t bits = run_bits(at, n), length = (uint64_t) n << KSM_PAGE_SHIFT, replaced = 0;
         struct look look;
-        if (look_at(a->pagemap_fd, t->base, BLOCK_PAGES, &look) < 0)
+        if (look_at(a->pagemap_fd, t->base, BLOCK_PAGES, &look) < 0) {
+                transition_set(t, copied, APPLY_ERROR);
                 return 0;
+        }
         /* Plain memory, not own_alloc: it becomes the program's. */
         long staging = sys_mmap(own_hint(length), length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (sys_is_error(staging)) {
@@ -179,8 +181,10 @@ static uint64_t copy_and_replace(struct transition *t, unsigned at, unsigned n, 
                         transition_set(t, 1ULL << i, APPLY_ERROR);
                 }
         }
-        if (vma_prot(v) != (PROT_READ | PROT_WRITE) && sys_mprotect((uint64_t) staging, length, vma_prot(v)) < 0)
+        if (vma_prot(v) != (PROT_READ | PROT_WRITE) && sys_mprotect((uint64_t) staging, length, vma_prot(v)) < 0) {
+                transition_set(t, copied, APPLY_BUDGET);
                 copied = 0;
+        }
         fault_point(FAULT_freeze_copied);
         for (unsigned i = 0, k; next_run(copied, &i, &k); i += k) {
                 uint64_t from = (uint64_t) staging + ((uint64_t) (i - at) << KSM_PAGE_SHIFT);

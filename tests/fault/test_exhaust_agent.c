@@ -212,6 +212,9 @@ static void run(enum fault_id id, enum fault_action action, unsigned n, int erro
         (void) rig_setup(NULL);
         for (unsigned b = 0; b < BLOCKS; b++)
                 blocks[b] = block_new();
+        /* One that a restore must give its protection back. */
+        if (mprotect(blocks[BLOCKS - 1], BLOCK_BYTES, PROT_READ | PROT_WRITE | PROT_EXEC) < 0)
+                _exit(4);
         atomic_store(&page->action, action);
         atomic_store(&page->left, n);
         atomic_store(&page->value, (uint32_t) error);
