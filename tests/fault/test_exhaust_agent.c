@@ -126,6 +126,11 @@ static void as_program(void *(*f)(void *), void *argument) {
         (void) join_draining(t);
 }
 
+static void protect(unsigned b, int prot) {
+        if (mprotect(blocks[b], BLOCK_BYTES, prot) < 0)
+                _exit(4);
+}
+
 static void forget_content(unsigned b) {
         memset(want[b], 0, PAGES);
         memset(poked[b], 0, PAGES);
@@ -156,8 +161,10 @@ static void live(void) {
         check_as_program("discarding");
         merge(2);
         as_program(write_some, (void *) 2);
+        protect(2, PROT_READ); /* which the restore must give its copies */
         restore(2);
         check_as_program("restoring");
+        protect(2, PROT_READ | PROT_WRITE);
         restore(0);
         check_as_program("restoring what was discarded");
         (void) registry_unregister(&A, (uint64_t) blocks[1], (uint64_t) blocks[1] + BLOCK_BYTES, true);
@@ -212,9 +219,6 @@ static void run(enum fault_id id, enum fault_action action, unsigned n, int erro
         (void) rig_setup(NULL);
         for (unsigned b = 0; b < BLOCKS; b++)
                 blocks[b] = block_new();
-        /* One that a restore must give its protection back. */
-        if (mprotect(blocks[BLOCKS - 1], BLOCK_BYTES, PROT_READ | PROT_WRITE | PROT_EXEC) < 0)
-                _exit(4);
         atomic_store(&page->action, action);
         atomic_store(&page->left, n);
         atomic_store(&page->value, (uint32_t) error);
