@@ -54,7 +54,8 @@ static bool copy_word(char *to, size_t capacity, const char *from) {
         for (; *from && *from != ' ' && *from != '\n' && n < capacity; n++) {
                 bool is_octal = from[0] == '\\' && from[1] >= '0' && from[1] <= '3' && from[2] >= '0' && from[2] <= '7' && from[3] >= '0' &&
                                 from[3] <= '7';
-                to[n] = is_octal ? (char) ((from[1] - '0') * 64 + (from[2] - '0') * 8 + from[3] - '0') : *from;
+                int byte = is_octal ? (from[1] - '0') * 64 + (from[2] - '0') * 8 + from[3] - '0' : *from;
+                to[n] = (char) byte;
                 from += is_octal ? 4 : 1;
         }
         if (n == capacity)
@@ -150,7 +151,7 @@ static int add_level(struct memory_group *g, const char *directory) {
 }
 
 int memory_group_open_texts(struct memory_group *g, const char *cgroup, const char *mountinfo) {
-        char path[PATH_MAX], directory[PATH_MAX];
+        char path[PATH_MAX] = "", directory[PATH_MAX];
         size_t mount_size;
         int r = 0;
         *g = (struct memory_group){ .files = find_path(cgroup, path) };

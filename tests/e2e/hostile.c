@@ -302,7 +302,7 @@ static void *change_mappings(void *unused) {
 static void lock_mappings(int file, unsigned i) {
         struct fake_agent a;
         pthread_t reader, writer;
-        uint8_t *mute = mmap(NULL, KSM_PAGE_SIZE, PROT_READ, MAP_PRIVATE, file, (off_t) i * (MUTE_FUSE_BYTES / CROWD & ~(KSM_PAGE_SIZE - 1)));
+        uint8_t *mute = mmap(NULL, KSM_PAGE_SIZE, PROT_READ, MAP_PRIVATE, file, (off_t) (i * (MUTE_FUSE_BYTES / CROWD / KSM_PAGE_SIZE) * KSM_PAGE_SIZE));
         need(mute != MAP_FAILED, "map");
         fake_agent_start(&a, &the_daemon);
         fake_agent_map(&a, N_PAGES);

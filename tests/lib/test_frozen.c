@@ -160,7 +160,7 @@ static volatile unsigned brks_when_frozen;
 /* brk takes mmap_lock for writing, so whoever writes through /proc/PID/mem has ended then, and who comes later finds the page protected.
  * That it is the kernel says. */
 static void on_brk(int number, siginfo_t *info, void *context) {
-        uint64_t entry;
+        uint64_t entry = 0;
         if (A.current && frozen_page &&
             sys_pread(A.pagemap_fd, &entry, sizeof(entry), (uint64_t) frozen_page >> KSM_PAGE_SHIFT << 3) == sizeof(entry) &&
             entry & PAGEMAP_PROTECTED)
