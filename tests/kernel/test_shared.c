@@ -267,15 +267,16 @@ static void populate_write_makes_anonymous_copies_of_merged_pages(void) {
                 CHECK(page_holds(page_at(m.run, i), 80 + i) && segment_holds(m.segment, i, 80 + i));
 }
 
-/* Without CONTINUE a merged run would fault page by page. */
+/* Without CONTINUE a merged run would fault page by page. In the middle: what is mapped around a fault ends with the page table, and the
+ * first page may be the last of one. */
 static void fault_around_is_off_in_registered_mappings(void) {
         enum { N = 16 };
         int context = uffd_open(TRACK_FEATURES), segment = segment_open(N, 90);
         void *plain = map_segment(NULL, N, segment, 0), *tracked = map_segment(NULL, N, segment, 0);
 
         CHECK_EQ(uffd_register(context, tracked, N, UFFDIO_REGISTER_MODE_WP), 0);
-        read_first_word(plain);
-        read_first_word(tracked);
+        read_first_word(page_at(plain, N / 2));
+        read_first_word(page_at(tracked, N / 2));
         CHECK(count_pages(plain, N, PAGE_IS_PRESENT) > 1);
         CHECK_EQ(count_pages(tracked, N, PAGE_IS_PRESENT), 1);
 }
