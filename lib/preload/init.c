@@ -45,8 +45,6 @@ __attribute__((constructor)) static void shim_init(void) {
         map_leave();
         /* A setuid program's memory is not ours to hand out; it also must not trust its environment. */
         enabled = !getauxval(AT_SECURE) && !env_is_set("USERKSM_DISABLE");
-        if (enabled)
-                (void) map_lock_init(); /* for nothing while there is one thread */
         const char *path = getenv("USERKSM_SOCKET");
         if (path && strlen(path) < sizeof(socket_path))
                 strcpy(socket_path, path);
