@@ -399,6 +399,7 @@ uint32_t block_find(const struct core *c, const struct client *cl, uint64_t numb
 uint32_t block_ensure(struct core *c, struct client *cl, uint64_t number); /* NIL: no memory */
 void block_free(struct core *c, uint32_t block);
 void block_free_if_idle(struct core *c, uint32_t block); /* nothing known, in no queue, nothing in flight */
+bool block_has_state(const struct block *b, enum page_state s);
 void block_push(struct core *c, struct block_queue *q, uint32_t block, enum block_flags flag);
 uint32_t block_pop(struct core *c, struct block_queue *q, enum block_flags flag);
 uint32_t block_table_key(void *core, uint32_t block);

@@ -109,6 +109,13 @@ void block_free_if_idle(struct core *c, uint32_t block) {
         block_free(c, block);
 }
 
+bool block_has_state(const struct block *b, enum page_state s) {
+        for (unsigned i = 0; i < BLOCK_PAGES; i++)
+                if (record_state(b->page[i]) == s)
+                        return true;
+        return false;
+}
+
 /* -- queues: each flag has its link ------------------------------------------------------------------------------- */
 
 static uint32_t *link_of(struct block *b, enum block_flags flag) {

@@ -165,13 +165,6 @@ static bool give_slots(struct publishing *p, struct op_publish *o, struct core_p
         return is_left;
 }
 
-static bool has_matched(const struct block *b) {
-        for (unsigned i = 0; i < BLOCK_PAGES; i++)
-                if (record_state(b->page[i]) == PAGE_MATCHED)
-                        return true;
-        return false;
-}
-
 /* One block's publish. False: nothing to publish in it, for now. */
 static bool publish_build(struct core *c, struct client *cl, uint32_t block, uint64_t now_usec, bool *ret_waits,
                           struct core_publish *ret) {
@@ -194,7 +187,7 @@ static bool publish_build(struct core *c, struct client *cl, uint32_t block, uin
         b->flags &= (uint16_t) ~BLOCK_PUBLISH;
         if (op->publish->n_pages == 0) {
                 op_free(c, op);
-                if (has_matched(b))
+                if (block_has_state(b, PAGE_MATCHED))
                         block_queue_apply(c, block);
                 else if (p.longest_short > 0)
                         block_queue_short(c, block, p.longest_short);
@@ -334,12 +327,9 @@ static void publish_block_done(struct core *c, struct client *cl, uint32_t block
         struct block *b = block_at(c, block);
 
         b->flags &= (uint16_t) ~BLOCK_PUBLISHING;
-        for (unsigned i = 0; i < BLOCK_PAGES; i++)
-                if (record_state(b->page[i]) == PAGE_HASHED) {
-                        block_queue_publish(c, block);
-                        break;
-                }
-        if (has_matched(b)) /* it waited for this to end */
+        if (block_has_state(b, PAGE_HASHED))
+                block_queue_publish(c, block);
+        if (block_has_state(b, PAGE_MATCHED)) /* it waited for this to end */
                 block_queue_apply(c, block);
         block_free_if_idle(c, block);
         cl->is_publishing = false;
