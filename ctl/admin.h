@@ -1,7 +1,6 @@
-/* ksmctl's connection to the daemon: requests and replies, with time limits, and every error in words.
+/* A connection of ksmctl or userksm-sysfs to the daemon: requests and replies, with time limits.
  *
- * Errors are negative errno values as documented; admin_explain turns them into a message with a remedy and the exit
- * status to return. */
+ * Errors are negative errno values as documented; ctl/explain.h has words for them. One thread at a time; no output. */
 #pragma once
 
 #include <stdbool.h>
@@ -9,8 +8,9 @@
 
 #include "common/counters.h"
 #include "common/tunables.h"
-#include "ctl/ctl.h"
 #include "proto/channel.h"
+
+#define DEFAULT_SOCKET_PATH "/run/userksm/userksm.sock"
 
 /* A daemon that answers at all answers reads at once; its loop is never blocked this long. */
 #define ADMIN_TIMEOUT_MSEC 10000
@@ -56,10 +56,3 @@ struct client_list {
 int client_list_append(struct client_list *l, const struct frame *clients_reply);
 void client_list_free(struct client_list *l);
 int admin_clients(struct admin *a, struct client_list *ret);
-
-/* Complains about `error`, met while `doing` ("reading the counters"), and returns the exit status. */
-int admin_explain(const struct ctl *ctl, const struct admin *a, int error, const char *doing);
-/* The same for an error of admin_connect. */
-int admin_explain_connect(const struct ctl *ctl, const struct admin *a, int error);
-/* admin_connect and, when that fails, admin_explain. Returns STATUS_OK with *a connected. */
-int admin_open(const struct ctl *ctl, struct admin *a);

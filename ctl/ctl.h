@@ -7,8 +7,6 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#define DEFAULT_SOCKET_PATH "/run/userksm/userksm.sock"
-
 /* The values of sysexits.h where one fits. `run` returns its command's status instead (verb_run.c). */
 enum exit_status {
         STATUS_OK = 0,

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ctl/admin.h"
 #include "ctl/ctl.h"
 
 static void print_help(void) {

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "ctl/admin.h"
+#include "ctl/explain.h"
 
 _Static_assert(sizeof(struct msg_admin_merge) == sizeof(struct msg_admin_unmerge), "one body for both requests");
 

@@ -9,6 +9,7 @@
 #include <sys/types.h>
 
 #include "ctl/admin.h"
+#include "ctl/ctl.h"
 
 struct private_daemon {
         pid_t keeper; /* our child; -1: none */

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "ctl/admin.h"
+#include "ctl/explain.h"
 #include "ctl/render.h"
 #include "ctl/verb_list.h"
 

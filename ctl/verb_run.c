@@ -10,7 +10,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "ctl/admin.h"
+#include "ctl/explain.h"
 #include "ctl/paths.h"
 #include "ctl/render.h"
 #include "ctl/run_child.h"

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "ctl/admin.h"
+#include "ctl/explain.h"
 #include "ctl/verb_list.h"
 
 /* "NAME=VALUE" to a message. Complains and returns STATUS_USAGE when it is none. */

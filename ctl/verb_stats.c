@@ -2,7 +2,7 @@
 #include <getopt.h>
 #include <stdlib.h>
 
-#include "ctl/admin.h"
+#include "ctl/explain.h"
 #include "ctl/report.h"
 #include "ctl/verb_list.h"
 

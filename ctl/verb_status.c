@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #include "common/cleanup.h"
-#include "ctl/admin.h"
+#include "ctl/explain.h"
 #include "ctl/render.h"
 #include "ctl/report.h"
 #include "ctl/verb_list.h"
