@@ -7,6 +7,7 @@
 
 #include "common/fault.h"
 #include "common/log.h"
+#include "common/probes.h"
 #include "daemon/session.h"
 
 /* The core repeats the protocol's values because it may not include it. */
@@ -214,6 +215,7 @@ void client_hello(struct session *s, const struct msg_hello *hello, struct proce
         peer_clear(&s->peer); /* the process has its own pidfd; pid and uid stay for the log */
         log_debug("client %u: pid %d uid %u (%s) domain %u", c->id, (int) s->peer.pid, s->peer.uid, c->comm,
                   c->domain->id);
+        probe_ksm_enter(c->id, s->peer.pid);
         fault_point(FAULT_hello_known);
         bool report = c->flags & HELLO_REPORTS && m->store.segments.n > 0;
         struct msg_welcome welcome = { .client = c->id, .flags = report ? WELCOME_REPORT : 0 };
@@ -238,6 +240,7 @@ struct client *client_free(struct client *c) {
         uint64_t now = now_usec();
         for (unsigned i = 0; i < c->n_applies; i++)
                 (void) core_apply_done(m->core, c->applies[i].op, now, nothing_done, -ESRCH);
+        probe_ksm_exit(c->id, c->session->peer.pid);
         core_client_gone(m->core, c->id);
         (void) idmap_remove(&m->clients, c->id);
         m->n_clients--;

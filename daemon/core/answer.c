@@ -76,6 +76,7 @@ static void answer_merge(struct answer *a, unsigned i, enum core_apply_status st
 
         if (s != PAGE_MERGING && s != PAGE_ZEROING)
                 return;
+        trace_answer(a->c, a->block, i, status);
         if (!is_registered(a, i)) {
                 page_set(a->c, a->block, i, record(PAGE_NONE, 0, 0));
         } else if (status == CORE_OK) {

@@ -322,6 +322,7 @@ struct core {
         uint64_t clean_usec; /* segments are looked at again */
         /* Clients that passes walk, and those of them that have ended one since full_scans went up. */
         uint32_t n_epoch_clients, n_epoch_counted;
+        bool in_full_scan; /* one of them has begun a pass since */
         bool is_unmerging; /* run=2 */
         uint32_t n_held;         /* adopted segments */
         uint64_t adopted_usec;   /* the grace begins */
@@ -541,6 +542,14 @@ bool scan_is_unmerged(const struct client *cl, uint64_t page); /* in no range, o
 void scan_sweep_step(struct core *c, struct client *cl, unsigned *budget);
 /* To be told when ranges, parking or life of the client changed: full_scans waits only for those that passes walk. */
 void scan_epoch_update(struct core *c, struct client *cl);
+
+/* stats.c */
+uint64_t states_tracked(const uint64_t states[PAGE_STATES]);
+
+/* trace.c: probes */
+void trace_answer(const struct core *c, uint32_t block, unsigned i, enum core_apply_status status); /* page is MERGING or ZEROING */
+void trace_unshare(const struct core *c, uint32_t block, unsigned i, uint32_t slot);
+void trace_slot_dead(const struct domain *d, uint32_t slot);
 
 /* apply.c */
 void apply_wake_due(struct core *c, uint64_t now_usec);

@@ -208,6 +208,7 @@ void page_set(struct core *c, uint32_t block, unsigned i, uint64_t r) {
                 slot_unpend(c, d, (uint32_t) record_payload(old));
                 break;
         case PAGE_MERGED:
+                trace_unshare(c, block, i, page_file_slot(c, b, i));
                 slot_unshare(c, d, page_file_slot(c, b, i));
                 break;
         default:

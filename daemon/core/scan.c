@@ -5,6 +5,7 @@
  * passes (skip lists, in address order, read and rebuilt as the pass goes), so that they are not write-protected all the
  * time. Every 16th pass, or when something is uncertain, a plain look over everything follows the pass: what was known
  * and is no longer present is forgotten, what is present and unknown becomes known. */
+#include "common/probes.h"
 #include "daemon/core/internal.h"
 
 #include <errno.h>
@@ -109,7 +110,11 @@ static void judge_heat(struct core *c, struct client *cl, uint32_t block, unsign
 
 /* -- the pass ---------------------------------------------------------------------------------------------------------- */
 
-static void pass_begin(struct client *cl, uint64_t now_usec) {
+static void pass_begin(struct core *c, struct client *cl, uint64_t now_usec) {
+        if (cl->in_epoch && !c->in_full_scan) {
+                c->in_full_scan = true;
+                probe_ksm_start_scan((uint64_t) c->counters.full_scans, states_tracked(c->states));
+        }
         cl->in_pass = true;
         cl->is_looking = false;
         cl->pass++;
@@ -139,6 +144,8 @@ static void epoch_end_of_pass(struct core *c, struct client *cl) {
         cl->has_counted = true;
         if (c->n_epoch_counted < c->n_epoch_clients)
                 return;
+        probe_ksm_stop_scan((uint64_t) c->counters.full_scans, states_tracked(c->states));
+        c->in_full_scan = false;
         c->counters.full_scans++;
         c->n_epoch_counted = 0;
         for (uint32_t i = pool_next(&c->clients, 0); i != NIL; i = pool_next(&c->clients, i + 1))
@@ -202,7 +209,7 @@ static bool pass_next(struct core *c, struct client *cl, uint64_t now_usec, uint
                         scan_schedule(c, cl, cl->pass_due_usec);
                         return false;
                 }
-                pass_begin(cl, now_usec);
+                pass_begin(c, cl, now_usec);
         }
         if (pass_window(c, cl, ret_page, ret_end))
                 return true;

@@ -277,6 +277,7 @@ static void die_if_unused(struct core *c, struct domain *d, uint32_t slot) {
 
         if (s->sharers > 0 || s->pending > 0)
                 return;
+        trace_slot_dead(d, slot);
         ring_leave(c, d, slot);
         s->state = SLOT_DEAD;
         segment->n_live--;

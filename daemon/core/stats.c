@@ -3,7 +3,7 @@
 #include "daemon/core/internal.h"
 
 /* Pages that are there and whose state is kept; holes given back and other daemons' segments are not. */
-static uint64_t tracked(const uint64_t states[PAGE_STATES]) {
+uint64_t states_tracked(const uint64_t states[PAGE_STATES]) {
         uint64_t n = 0;
 
         for (unsigned s = PAGE_FRESH; s < PAGE_STATES; s++)
@@ -26,7 +26,7 @@ void core_counters(const struct core *c, struct counters *ret) {
         n.clients = (int64_t) c->n_live_clients;
         n.domains = c->domains.n_items;
         n.registered_pages = (int64_t) c->registered_pages;
-        n.tracked_pages = (int64_t) tracked(c->states);
+        n.tracked_pages = (int64_t) states_tracked(c->states);
         n.runs = c->extents.n_items;
         n.vmas_used = c->vmas_used;
         n.vma_budget = 0;
@@ -49,7 +49,7 @@ int core_client_counters(const struct core *c, uint32_t client, struct core_clie
 
         if (!cl)
                 return -ENOENT;
-        n_tracked = tracked(cl->states);
+        n_tracked = states_tracked(cl->states);
         *ret = (struct core_client_counters){
                 .domain = client_domain(c, cl)->id,
                 .n_ranges = cl->n_ranges,
