@@ -40,7 +40,8 @@ static uint64_t scratch_address(const struct agent *a, unsigned i) {
 
 /* -- before the hole --------------------------------------------------------------------------------------------- */
 
-/* Drops pages that are not plain memory, or not there now. */
+/* Drops pages that are not plain memory, or not there now. The kernel's zero page is what ZERO is for: splitting a huge page gives it to
+ * all pieces of zeros, those of other blocks, too. */
 static void drop_ineligible(struct advice *d) {
         struct transition *t = d->t;
         struct look look;
@@ -49,6 +50,9 @@ static void drop_ineligible(struct advice *d) {
                 d->todo = 0;
                 return;
         }
+        uint64_t done = d->kind == APPLY_ZERO ? d->todo & look.zero : 0;
+        transition_set(t, done, APPLY_OK);
+        d->todo &= ~done;
         uint64_t bad = d->todo & (look.zero | look.file | look.swapped);
         transition_set(t, bad, APPLY_CHANGED);
         d->todo &= ~bad;
