@@ -11,6 +11,8 @@
  *   unregister NAME           "ok" or "error E"
  *   unmap NAME
  *   address NAME              "ok ADDRESS"
+ *   sparse COUNT BYTES SEED   COUNT mappings of BYTES, each registered, with one page of content SEED + i in its middle
+ *   unsparse                  unregisters them, checks the pages, unmaps
  *   fork                      a child that checks everything and exits: "ok" or "differs"
  *   bad                       registers what must be refused; "what=errno ..."
  *   hoard                     mappings, as many as the kernel gives: "ok N"
@@ -117,6 +119,44 @@ static int try_register(void *p, size_t length, int flags, int prot, int fd) {
         int r = userksm_register(m, length);
         if (!p)
                 munmap(m, length);
+        return r;
+}
+
+/* Mappings with next to nothing in them. Inaccessible memory between them keeps them from becoming one. */
+static struct sparse {
+        uint8_t *memory;
+        uint64_t bytes, seed;
+} sparse[1024];
+static unsigned n_sparse;
+
+static int sparse_one(uint64_t bytes, uint64_t seed) {
+        uint8_t *m;
+        int r;
+        if (n_sparse == sizeof(sparse) / sizeof(*sparse))
+                return -ENOSPC;
+        m = mmap(NULL, bytes + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (m == MAP_FAILED)
+                return -errno;
+        m += PAGE;
+        if (mprotect(m, bytes, PROT_READ | PROT_WRITE) < 0 || madvise(m, bytes, MADV_NOHUGEPAGE) < 0)
+                return -errno;
+        content(m + bytes / 2, seed);
+        r = userksm_register(m, bytes);
+        sparse[n_sparse++] = (struct sparse){ m, bytes, seed };
+        return r;
+}
+
+static int sparse_none(void) {
+        int r = 0;
+        for (; n_sparse > 0 && r == 0; n_sparse--) {
+                struct sparse *s = &sparse[n_sparse - 1];
+                uint8_t want[PAGE];
+                r = userksm_unregister(s->memory, s->bytes);
+                content(want, s->seed);
+                if (memcmp(s->memory + s->bytes / 2, want, PAGE) != 0)
+                        r = -EIO;
+                (void) userksm_munmap(s->memory - PAGE, s->bytes + 2 * PAGE);
+        }
         return r;
 }
 
@@ -237,6 +277,14 @@ int main(void) {
                         return 0;
                 if (strcmp(verb, "map") == 0)
                         answer(map_area(name, from));
+                else if (strcmp(verb, "sparse") == 0) {
+                        uint64_t count = strtoull(name, NULL, 10);
+                        int r = 0;
+                        for (uint64_t i = 0; i < count && r == 0; i++)
+                                r = sparse_one(from, n + i);
+                        answer(r);
+                } else if (strcmp(verb, "unsparse") == 0)
+                        answer(sparse_none());
                 else if (strcmp(verb, "fork") == 0)
                         fork_and_check();
                 else if (strcmp(verb, "hoard") == 0)
