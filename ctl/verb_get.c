@@ -1,6 +1,5 @@
 /* get: tunables as they are. */
 #include <getopt.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -8,31 +7,25 @@
 #include "ctl/render.h"
 #include "ctl/verb_list.h"
 
-static void number_cell(struct table *t, int64_t value) {
-        char text[TEXT_BYTES];
-
-        snprintf(text, sizeof(text), "%" PRId64, value);
-        table_cell(t, text);
-}
-
 /* The text of each is printed behind its line: it has no width to align to. */
 static int print_all(const struct tunable_values *v) {
-        static const char *const titles[] = { "NAME", "VALUE", "UNIT", "DEFAULT", "MINIMUM", "MAXIMUM" };
+        static const char *const titles[] = { "NAME", "VALUE", "UNIT", "DEFAULT", "RANGE" };
+        char text[TUNABLE_TEXT_BYTES];
         struct table t;
         int r;
 
-        table_init(&t, titles, 6, 1u | 4u);
+        table_init(&t, titles, 5, 1u | 4u | 16u);
         for (int i = 0; i < TUNABLE_MAX_; i++) {
                 const struct tunable_info *info = &tunable_table[i];
+                const enum tunable_id id = (enum tunable_id) i;
 
                 if (!v->known[i])
                         continue;
                 table_cell(&t, info->name);
-                number_cell(&t, tunable_get(&v->values, (enum tunable_id) i));
+                table_cell(&t, tunable_format(id, tunable_get(&v->values, id), text));
                 table_cell(&t, info->unit);
-                number_cell(&t, info->def);
-                number_cell(&t, info->min);
-                number_cell(&t, info->max);
+                table_cell(&t, tunable_format_value(id, info->def, text));
+                table_cell(&t, tunable_format_range(id, text));
         }
         r = table_print(&t, stdout);
         table_free(&t);
@@ -41,15 +34,18 @@ static int print_all(const struct tunable_values *v) {
 
 static int print_named(const struct tunable_values *v, int n, char **names) {
         for (int i = 0; i < n; i++) {
-                int id = tunable_find(names[i]);
+                const enum tunable_id id = (enum tunable_id) tunable_find(names[i]);
+                const int64_t value = tunable_get(&v->values, id);
+                char text[TUNABLE_TEXT_BYTES];
 
                 if (!v->known[id]) {
                         complain("this daemon has no tunable '%s': it is older than ksmctl", names[i]);
                         return STATUS_FAILED;
                 }
                 if (n > 1)
-                        printf("%s=", names[i]);
-                printf("%" PRId64 "\n", tunable_get(&v->values, (enum tunable_id) id));
+                        printf("%s=%s\n", names[i], tunable_format_value(id, value, text));
+                else
+                        printf("%s\n", tunable_format(id, value, text));
         }
         return STATUS_OK;
 }
@@ -65,8 +61,7 @@ static int run_get(const struct ctl *ctl, int argc, char **argv) {
                         return verb_usage(&verb_get);
                 verb_print_help(&verb_get);
                 printf("\nTunables:\n");
-                for (int i = 0; i < TUNABLE_MAX_; i++)
-                        printf("  %-34s %s\n", tunable_table[i].name, tunable_table[i].text);
+                tunables_print_help(stdout);
                 return STATUS_OK;
         }
         for (int i = optind; i < argc; i++)
@@ -94,8 +89,9 @@ const struct verb verb_get = {
         .arguments = "[NAME...]",
         .summary = "tunables of the running daemon",
         .help =
-        "Without NAME: a table of all tunables with value, unit, default and limits. With one NAME: its value alone,\n"
-        "for scripts. With several: NAME=VALUE lines, as `ksmctl set` takes them.\n"
+        "Without NAME: a table of all tunables with value, unit, default and range. With one NAME: its value alone,\n"
+        "for scripts. With several: NAME=VALUE lines, as `ksmctl set` takes them. A choice is shown as the kernel's\n"
+        "files in sysfs show it, \"[none] scan-time\".\n"
         "\n"
         "Options:\n"
         "  -h, --help  this text and what each tunable means",

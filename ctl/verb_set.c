@@ -2,7 +2,6 @@
  * sent, so that a mistyped command line changes nothing. */
 #include <errno.h>
 #include <getopt.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,8 +12,8 @@
 /* "NAME=VALUE" to a message. Complains and returns STATUS_USAGE when it is none. */
 static int parse_assignment(const char *text, struct msg_tunable_set *ret) {
         const char *equals = strchr(text, '=');
-        char name[64], *end;
-        long long value;
+        char name[64], range[TUNABLE_TEXT_BYTES];
+        int64_t value;
         int id;
 
         if (!equals || equals == text || (size_t) (equals - text) >= sizeof(name)) {
@@ -28,12 +27,10 @@ static int parse_assignment(const char *text, struct msg_tunable_set *ret) {
                 complain("there is no tunable '%s'; ksmctl get --help lists them", name);
                 return STATUS_USAGE;
         }
-        errno = 0;
-        value = strtoll(equals + 1, &end, 10);
-        if (end == equals + 1 || *end || errno != 0 || value < tunable_table[id].min || value > tunable_table[id].max) {
-                complain("%s takes a whole number from %" PRId64 " to %" PRId64 "%s%s, not '%s'", name,
-                         tunable_table[id].min, tunable_table[id].max, *tunable_table[id].unit ? " " : "",
-                         tunable_table[id].unit, equals + 1);
+        if (tunable_parse((enum tunable_id) id, equals + 1, &value) < 0) {
+                complain("%s takes %s%s%s%s, not '%s'", name, tunable_table[id].names ? "" : "a whole number from ",
+                         tunable_format_range((enum tunable_id) id, range), *tunable_table[id].unit ? " " : "", tunable_table[id].unit,
+                         equals + 1);
                 return STATUS_USAGE;
         }
         *ret = (struct msg_tunable_set) { .id = (uint32_t) id, .value = value };
@@ -51,6 +48,11 @@ static int set_one(const struct ctl *ctl, struct admin *a, const struct msg_tuna
         }
         if (r == 0)
                 return STATUS_OK;
+        /* Its range has been checked here: the daemon has one reason left. */
+        if (r == -EINVAL && set->id == TUNABLE_pages_to_scan) {
+                complain("setting pages_to_scan: the advisor sets it; 'ksmctl set advisor_mode=none' ends that");
+                return STATUS_FAILED;
+        }
         snprintf(doing, sizeof(doing), "setting %s", tunable_table[set->id].name);
         return admin_explain(ctl, a, r, doing);
 }
@@ -65,6 +67,8 @@ static int run_set(const struct ctl *ctl, int argc, char **argv) {
                 if (c != 'h')
                         return verb_usage(&verb_set);
                 verb_print_help(&verb_set);
+                printf("\nTunables:\n");
+                tunables_print_help(stdout);
                 return STATUS_OK;
         }
         if (optind == argc || argc - optind > TUNABLE_MAX_)
@@ -89,11 +93,11 @@ const struct verb verb_set = {
         .help =
         "Changes tunables of the running daemon, in the order given, until it ends; the configuration file keeps\n"
         "what it has. Names and limits are checked before the first one is sent: a mistyped line changes nothing.\n"
-        "Only root and the daemon's own user may do this. `ksmctl get --help` says what each one means.\n"
+        "Only root and the daemon's own user may do this. A switch also takes no and yes, off and on.\n"
         "\n"
         "run=0 stops merging and leaves what is merged; run=2 stops and unmerges everything; run=1 starts again.\n"
         "\n"
         "Options:\n"
-        "  -h, --help  this text",
+        "  -h, --help  this text and what each tunable means",
         .run = run_set,
 };

@@ -47,33 +47,6 @@ void config_init(struct config *c) {
         tunables_init(&c->tunables);
 }
 
-static int parse_number(const char *text, int64_t *ret) {
-        char *end;
-        errno = 0;
-        long long v = strtoll(text, &end, 10);
-        if (errno || end == text || *end || *text == ' ')
-                return -EINVAL;
-        *ret = v;
-        return 0;
-}
-
-/* Numbers, and yes/no for those that are switches. */
-static int parse_number_or_switch(const char *text, int64_t min, int64_t max, int64_t *ret) {
-        static const char *const words[][2] = { { "no", "yes" }, { "off", "on" }, { "false", "true" } };
-        if (min == 0 && max == 1)
-                for (size_t i = 0; i < ARRAY_SIZE(words); i++)
-                        for (int v = 0; v < 2; v++)
-                                if (strcmp(text, words[i][v]) == 0) {
-                                        *ret = v;
-                                        return 0;
-                                }
-        int64_t v;
-        if (parse_number(text, &v) < 0 || v < min || v > max)
-                return -EINVAL;
-        *ret = v;
-        return 0;
-}
-
 static int parse_level(const char *text, int64_t *ret) {
         static const struct {
                 const char *name;
@@ -111,7 +84,7 @@ int config_set_option(struct config *c, const char *key, const char *value) {
         case LEVEL:
                 return parse_level(value, field);
         case NUMBER:
-                return parse_number_or_switch(value, o->min, o->max, field);
+                return tunable_parse_number(value, o->min, o->max, field);
         }
         return -EINVAL;
 }
@@ -121,22 +94,20 @@ int config_set_tunable(struct config *c, const char *key, const char *value) {
         int64_t v;
         if (id < 0)
                 return id;
-        if (parse_number_or_switch(value, tunable_table[id].min, tunable_table[id].max, &v) < 0)
+        if (tunable_parse((enum tunable_id) id, value, &v) < 0)
                 return -EINVAL;
         return tunable_set(&c->tunables, (enum tunable_id) id, v);
 }
 
 /* "100 to 200", or the words that are taken. */
-static void describe_values(const char *key, bool tunable, char *text, size_t capacity) {
-        int id = tunable ? tunable_find(key) : find_option(key);
-        long long min = tunable ? tunable_table[id].min : option_table[id].min;
-        long long max = tunable ? tunable_table[id].max : option_table[id].max;
-        if (!tunable && option_table[id].kind == LEVEL)
-                (void) snprintf(text, capacity, "%s", option_table[id].text);
-        else if (!tunable && option_table[id].kind == STRING)
-                (void) snprintf(text, capacity, "%lld to %lld bytes", min, max);
-        else
-                (void) snprintf(text, capacity, "%lld to %lld", min, max);
+static const char *describe_values(const char *key, bool tunable, char text[TUNABLE_TEXT_BYTES]) {
+        if (tunable)
+                return tunable_format_range((enum tunable_id) tunable_find(key), text);
+        const struct option_info *o = &option_table[find_option(key)];
+        if (o->kind == LEVEL)
+                return o->text;
+        (void) snprintf(text, TUNABLE_TEXT_BYTES, "%lld to %lld%s", (long long) o->min, (long long) o->max, o->kind == STRING ? " bytes" : "");
+        return text;
 }
 
 /* -- file ----------------------------------------------------------------------------------------------------------- */
@@ -196,9 +167,8 @@ static int handle_key(void *userdata, const char *section, const char *name, con
                 return 0;
         }
         if (r < 0) {
-                char values[128];
-                describe_values(name, tunable, values, sizeof(values));
-                file_error(f, "bad value \"%s\" for \"%s\": expected %s", value, name, values);
+                char values[TUNABLE_TEXT_BYTES];
+                file_error(f, "bad value \"%s\" for \"%s\": expected %s", value, name, describe_values(name, tunable, values));
                 return 0;
         }
         const char *key = tunable ? tunable_table[tunable_find(name)].name : option_table[find_option(name)].name;
@@ -289,9 +259,9 @@ int config_parse_args(struct config *c, int argc, char **argv, struct config_err
                 }
                 int r = tunable ? config_set_tunable(c, key, value) : config_set_option(c, key, value);
                 if (r < 0) {
-                        char values[128];
-                        describe_values(key, tunable, values, sizeof(values));
-                        return usage_error(ret_error, "bad value \"%s\" for \"--%s\": expected %s", value, key, values);
+                        char values[TUNABLE_TEXT_BYTES];
+                        return usage_error(ret_error, "bad value \"%s\" for \"--%s\": expected %s", value, key,
+                                           describe_values(key, tunable, values));
                 }
         }
         return 0;
@@ -335,8 +305,5 @@ void config_print_help(void) {
         for (int i = 0; i < OPTION_MAX_; i++)
                 printf("  %-34s %s\n", option_table[i].name, option_table[i].text);
         printf("\nSection [tunables] of the file, or --key=value:\n");
-        for (int i = 0; i < TUNABLE_MAX_; i++)
-                printf("  %-34s %s [%lld to %lld, default %lld%s%s]\n", tunable_table[i].name, tunable_table[i].text,
-                       (long long) tunable_table[i].min, (long long) tunable_table[i].max,
-                       (long long) tunable_table[i].def, tunable_table[i].unit[0] ? " " : "", tunable_table[i].unit);
+        tunables_print_help(stdout);
 }

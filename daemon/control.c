@@ -109,10 +109,12 @@ static void set_tunable(struct session *s, const struct msg_tunable_set *body) {
                 done(s, ENOENT, 0, 0);
                 return;
         }
-        int r = core_tunable_set(s->manager->core, (enum tunable_id) body->id, body->value, now_usec());
+        const enum tunable_id id = (enum tunable_id) body->id;
+        int r = manager_set_tunable(s->manager, id, body->value);
+        char text[TUNABLE_TEXT_BYTES];
         fault_point(FAULT_tunable_set);
         if (r == 0)
-                log_info("%s set to %lld by pid %d uid %u", tunable_table[body->id].name, (long long) body->value,
+                log_info("%s set to %s by pid %d uid %u", tunable_table[id].name, tunable_format_value(id, body->value, text),
                          (int) s->peer.pid, s->peer.uid);
         done(s, -r, 0, 0);
 }

@@ -201,6 +201,24 @@ void manager_stop(struct manager *m) {
         fault_point(FAULT_stop_asked);
 }
 
+int manager_set_tunable(struct manager *m, enum tunable_id id, int64_t value) {
+        int r = core_tunable_set(m->core, id, value, now_usec());
+        if (r == 0 && id == TUNABLE_merge_across_nodes && value == 0)
+                log_notice("merge_across_nodes=0 is noted, but this version still merges across NUMA nodes");
+        return r;
+}
+
+/* The values are within their ranges. While the advisor is on it sets pages_to_scan, so its end comes first. */
+static void set_tunables(struct manager *m, const struct tunables *values) {
+        if (values->advisor_mode == ADVISOR_NONE)
+                (void) manager_set_tunable(m, TUNABLE_advisor_mode, ADVISOR_NONE);
+        for (unsigned i = 0; i < TUNABLE_MAX_; i++) {
+                const enum tunable_id id = (enum tunable_id) i;
+                if (tunable_get(values, id) != tunable_get(core_tunables(m->core), id))
+                        (void) manager_set_tunable(m, id, tunable_get(values, id));
+        }
+}
+
 static void on_stop_signal(uv_signal_t *handle, int signum) {
         log_info("%s: leaving, clients keep what they have saved", signum == SIGTERM ? "SIGTERM" : "SIGINT");
         manager_stop(handle->data);
@@ -225,11 +243,7 @@ static void on_reload(uv_signal_t *handle, int signum) {
                 m->config.max_clients = fresh.max_clients;
                 m->config.max_clients_per_uid = fresh.max_clients_per_uid;
                 m->config.fast_read = fresh.fast_read;
-                for (unsigned i = 0; i < TUNABLE_MAX_; i++) {
-                        int64_t value = tunable_get(&fresh.tunables, (enum tunable_id) i);
-                        if (value != tunable_get(core_tunables(m->core), (enum tunable_id) i))
-                                (void) core_tunable_set(m->core, (enum tunable_id) i, value, now_usec());
-                }
+                set_tunables(m, &fresh.tunables);
                 fault_point(FAULT_reload_applied);
                 log_info("configuration read again");
         }
@@ -353,9 +367,8 @@ static int start_core(struct manager *m) {
         if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
                 return -EIO;
         int r = core_new(NULL, seed, &m->core);
-        for (unsigned i = 0; i < TUNABLE_MAX_ && r == 0; i++)
-                r = core_tunable_set(m->core, (enum tunable_id) i,
-                                     tunable_get(&m->config.tunables, (enum tunable_id) i), now_usec());
+        if (r == 0)
+                set_tunables(m, &m->config.tunables);
         return r;
 }
 

@@ -83,5 +83,7 @@ void manager_evict(struct manager *m, const struct uid_account *a, const char *r
 void manager_park(struct manager *m, const struct uid_account *a);
 /* Starts the liveness timer if it rests. */
 void manager_watch(struct manager *m);
+/* A tunable's new value, on whoever's behalf: 0, or as core_tunable_set. What of it needs a word is said in the log. */
+int manager_set_tunable(struct manager *m, enum tunable_id id, int64_t value);
 /* Counters of the core and of the shell. */
 void manager_counters(struct manager *m, struct counters *ret);

@@ -35,13 +35,13 @@ static void check_bounds(const struct config *c) {
 static void check_again(const struct config *c, int fd, const char *path) {
         struct config again;
         struct config_error error;
-        char text[8192];
+        char text[8192], value[TUNABLE_TEXT_BYTES];
         int n = snprintf(text, sizeof(text), "[daemon]\nworkers = %lld\nmax_clients=%lld\n[tunables]\n", (long long) c->workers,
                          (long long) c->max_clients);
 
         for (int i = 0; i < TUNABLE_MAX_; i++)
-                n += snprintf(text + n, sizeof(text) - (size_t) n, "%s = %lld ; comment\n", tunable_table[i].name,
-                              (long long) tunable_get(&c->tunables, (enum tunable_id) i));
+                n += snprintf(text + n, sizeof(text) - (size_t) n, "%s = %s ; comment\n", tunable_table[i].name,
+                              tunable_format_value((enum tunable_id) i, tunable_get(&c->tunables, (enum tunable_id) i), value));
         put_file(fd, text, (size_t) n);
         config_init(&again);
         if (config_read_file(&again, path, &error) < 0 || again.workers != c->workers || again.max_clients != c->max_clients ||

@@ -105,7 +105,14 @@ static void send_tunables(int fd) {
 }
 
 static void set_tunable(int fd, const struct msg_tunable_set *set) {
-        int r = is_mode("denied") ? -EPERM : tunable_set(&tunables, (enum tunable_id) set->id, set->value);
+        int r;
+
+        if (is_mode("denied"))
+                r = -EPERM;
+        else if (set->id == TUNABLE_pages_to_scan && tunables.advisor_mode != ADVISOR_NONE)
+                r = -EINVAL;
+        else
+                r = tunable_set(&tunables, (enum tunable_id) set->id, set->value);
 
         send_done(fd, -r, 0, 0);
 }

@@ -75,6 +75,8 @@ static void test_every_tunable(void **state) {
         config_init(&c);
         for (int i = 0; i < TUNABLE_MAX_; i++) {
                 char value[32];
+                if (tunable_table[i].names)
+                        continue;
                 (void) snprintf(value, sizeof(value), "%lld", (long long) tunable_table[i].min);
                 assert_int_equal(config_set_tunable(&c, tunable_table[i].name, value), 0);
                 (void) snprintf(value, sizeof(value), "%lld", (long long) tunable_table[i].max);
@@ -88,6 +90,62 @@ static void test_every_tunable(void **state) {
         }
 }
 
+/* A choice is made by name, and understood as it is shown. */
+static void test_names(void **state) {
+        static const char *const bad[] = { "", "0", "1", "yes", "scan", "scan-time ", "none scan-time", "[none]", "[none] [scan-time]",
+                                           "none [none]", "[scan-time] none", "]none[", "[none", "[] none scan-time" };
+        char text[TUNABLE_TEXT_BYTES];
+        struct config c;
+        config_init(&c);
+        assert_int_equal(config_set_tunable(&c, "advisor_mode", "scan-time"), 0);
+        assert_int_equal(c.tunables.advisor_mode, ADVISOR_SCAN_TIME);
+        for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
+                assert_int_equal(config_set_tunable(&c, "advisor_mode", bad[i]), -EINVAL);
+        assert_int_equal(c.tunables.advisor_mode, ADVISOR_SCAN_TIME);
+        assert_string_equal(tunable_format(TUNABLE_advisor_mode, ADVISOR_NONE, text), "[none] scan-time");
+        assert_int_equal(config_set_tunable(&c, "advisor_mode", text), 0);
+        assert_int_equal(c.tunables.advisor_mode, ADVISOR_NONE);
+        assert_string_equal(tunable_format(TUNABLE_advisor_mode, ADVISOR_SCAN_TIME, text), "none [scan-time]");
+        assert_int_equal(config_set_tunable(&c, "advisor_mode", text), 0);
+        assert_int_equal(c.tunables.advisor_mode, ADVISOR_SCAN_TIME);
+        assert_string_equal(tunable_format_value(TUNABLE_advisor_mode, ADVISOR_SCAN_TIME, text), "scan-time");
+        assert_string_equal(tunable_format_range(TUNABLE_advisor_mode, text), "none or scan-time");
+        /* A daemon that says what no table has. */
+        assert_string_equal(tunable_format(TUNABLE_advisor_mode, 7, text), "none scan-time");
+        assert_string_equal(tunable_format_value(TUNABLE_advisor_mode, -1, text), "");
+}
+
+/* As mm/ksm.c has them: names, defaults, least and greatest values. Where ours differ on purpose the text says so. */
+static void test_kernel_tunables(void **state) {
+        static const struct {
+                const char *name;
+                int64_t min, max, def;
+        } kernel[] = {
+                { "run", 0, 2, 0 },
+                { "pages_to_scan", 0, UINT32_MAX, 100 },
+                { "sleep_millisecs", 0, UINT32_MAX, 20 },
+                { "merge_across_nodes", 0, 1, 1 },
+                { "max_page_sharing", 2, INT32_MAX, 256 },
+                { "stable_node_chains_prune_millisecs", 0, UINT32_MAX, 2000 },
+                { "use_zero_pages", 0, 1, 0 },
+                { "smart_scan", 0, 1, 1 },
+                { "advisor_mode", 0, 1, 0 },
+                { "advisor_max_cpu", 0, UINT32_MAX, 70 },
+                { "advisor_target_scan_time", 1, UINT32_MAX, 200 },
+                { "advisor_min_pages_to_scan", 0, UINT32_MAX, 500 },
+                { "advisor_max_pages_to_scan", 0, UINT32_MAX, 30000 },
+        };
+        for (size_t i = 0; i < ARRAY_SIZE(kernel); i++) {
+                const struct tunable_info *t = &tunable_table[tunable_find(kernel[i].name)];
+                char def[32];
+                assert_string_equal(t->name, kernel[i].name);
+                assert_int_equal(t->min, kernel[i].min);
+                assert_int_equal(t->max, kernel[i].max);
+                (void) snprintf(def, sizeof(def), "(kernel: %lld", (long long) kernel[i].def);
+                assert_true(t->def == kernel[i].def || strstr(t->text, def));
+        }
+}
+
 static void test_mistakes_are_named(void **state) {
         static const struct {
                 const char *text, *error;
@@ -98,6 +156,7 @@ static void test_mistakes_are_named(void **state) {
                 { "[deamon]\nsocket=/x\n", ":2: unknown section [deamon]; there are [daemon] and [tunables]" },
                 { "socket=/x\n", ":1: key \"socket\" stands before any section" },
                 { "[tunables]\nrun=3\n", ":2: bad value \"3\" for \"run\": expected 0 to 2" },
+                { "[tunables]\nadvisor_mode=1\n", ":2: bad value \"1\" for \"advisor_mode\": expected none or scan-time" },
                 { "[tunables]\nrun=1x\n", ":2: bad value \"1x\" for \"run\": expected 0 to 2" },
                 { "[tunables]\nrun=\n", ":2: bad value \"\" for \"run\": expected 0 to 2" },
                 { "[tunables]\nrun=99999999999999999999\n",
@@ -197,6 +256,8 @@ int main(void) {
                 cmocka_unit_test(test_defaults),
                 cmocka_unit_test(test_file),
                 cmocka_unit_test(test_every_tunable),
+                cmocka_unit_test(test_names),
+                cmocka_unit_test(test_kernel_tunables),
                 cmocka_unit_test(test_mistakes_are_named),
                 cmocka_unit_test(test_long_line),
                 cmocka_unit_test(test_socket_path_length),

@@ -103,6 +103,26 @@ class Test(unittest.TestCase):
             self.assertEqual(d.ctl("get", "pages_to_scan").stdout, "123\n")
             self.expect(d.ctl("get", "nothing"), 64, "no tunable 'nothing'")
 
+    def test_choices(self):
+        """By name, shown as the kernel shows them, and taken as they are shown."""
+        with Daemon("normal") as d:
+            self.expect(d.ctl("get", "advisor_mode"), 0, stdout="[none] scan-time\n")
+            self.expect(d.ctl("set", "pages_to_scan=9", "advisor_mode=scan-time", "use_zero_pages=no"), 0)
+            self.expect(d.ctl("get", "advisor_mode"), 0, stdout="none [scan-time]\n")
+            self.assertEqual(d.ctl("get", "use_zero_pages", "advisor_mode").stdout, "use_zero_pages=0\nadvisor_mode=scan-time\n")
+            self.expect(d.ctl("get"), 0, stdout="none [scan-time]")
+            self.expect(d.ctl("set", "advisor_mode=1"), 64, "advisor_mode takes none or scan-time, not '1'")
+            self.expect(d.ctl("set", "pages_to_scan=10"), 1, "setting pages_to_scan: the advisor sets it")
+            self.expect(d.ctl("set", "advisor_mode=" + d.ctl("get", "advisor_mode").stdout.strip()), 0)
+            self.expect(d.ctl("set", "advisor_mode=none", "pages_to_scan=10"), 0)
+            self.expect(d.ctl("get", "pages_to_scan"), 0, stdout="10\n")
+
+    def test_help_has_every_tunable(self):
+        for verb in "get", "set":
+            text = subprocess.run([KSMCTL, verb, "--help"], capture_output=True, text=True, timeout=60, check=True).stdout
+            self.assertIn("[none or scan-time, default none]", text)
+            self.assertIn("[0 to 4294967295, default 20 ms]", text)
+
     def test_merge(self):
         with Daemon("normal") as d:
             self.expect(d.ctl("merge", "1"), 0, stdout="merged 512 pages (2.00 MiB)")
