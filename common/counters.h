@@ -13,7 +13,7 @@
         X(pages_unshared, PAGES, "pages unique so far, hashed and watched for a match")                              \
         X(pages_volatile, PAGES, "pages that changed too recently to be read")                                       \
         X(ksm_zero_pages, PAGES, "pages given back because they held only zeros")                                    \
-        X(full_scans, COUNT, "times every registered range was walked to its end")                                   \
+        X(full_scans, COUNT, "times every registered range was walked to its end, and what had settled was read")    \
         X(pages_scanned, PAGES, "pages read and hashed")                                                             \
         X(pages_skipped, PAGES, "present pages that a pass did not read because nothing wrote them")                 \
         X(stable_node_chains, COUNT, "contents that needed more than one shared page (max_page_sharing)")            \

@@ -147,6 +147,7 @@ static uint64_t governor_wait(struct scanner *s, uint64_t now) {
         s->tokens_usec = MIN(s->tokens_usec, (int64_t) GOVERNOR_BURST_USEC);
         s->refilled_usec = now;
         s->cpu_usec = cpu;
+        core_cpu_used(s->manager->core, cpu);
         return s->tokens_usec >= 0 ? 0 : (uint64_t) (-s->tokens_usec * 1000 / permille) + 1;
 }
 

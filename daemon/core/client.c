@@ -35,6 +35,7 @@ int core_client_add(struct core *c, uint32_t domain, const struct core_client_co
         cl->n_vmas = config->n_vmas;
         cl->window_pages = WINDOW_PAGES;
         cl->blocks = NIL;
+        cl->scan_mark = NIL;
         cl->waiting = cl->ready = cl->publish = cl->apply = cl->later = (struct block_queue){ NIL, NIL };
         for (unsigned k = 0; k < SHORT_BUCKETS; k++)
                 cl->shorts[k] = (struct block_queue){ NIL, NIL };

@@ -7,6 +7,8 @@
 
 /* Ops name their pool item in 24 bits and a sequence number above, which no two ops share. */
 #define OP_INDEX_BITS 24
+/* Between two prunings when no pause is asked for. */
+#define PRUNE_MIN_USEC 1000
 
 static void *libc_realloc(void *userdata, void *p, size_t size) {
         return realloc(p, size);
@@ -87,6 +89,10 @@ bool core_memory_left(struct core *c, uint64_t bytes) {
         return c->memory.is_short;
 }
 
+void core_cpu_used(struct core *c, uint64_t usec) {
+        c->cpu_usec = usec;
+}
+
 const struct tunables *core_tunables(const struct core *c) {
         return &c->tunables;
 }
@@ -113,15 +119,23 @@ static void set_run(struct core *c, int64_t run) {
 }
 
 int core_tunable_set(struct core *c, enum tunable_id id, int64_t value, uint64_t now_usec) {
+        int64_t before;
         int r;
 
         if ((unsigned) id >= TUNABLE_MAX_)
                 return -ENOENT;
+        before = tunable_get(&c->tunables, id);
+        if (id == TUNABLE_pages_to_scan && c->tunables.advisor_mode != ADVISOR_NONE)
+                return -EINVAL;
         r = tunable_set(&c->tunables, id, value);
         if (r < 0)
                 return r;
-        if (id == TUNABLE_run)
+        if (id == TUNABLE_run) {
                 set_run(c, value);
+                advisor_scan_begins(c, now_usec); /* rest is not scan time */
+        }
+        if (id == TUNABLE_advisor_mode && value != before)
+                advisor_mode_changed(c, now_usec);
         if (id == TUNABLE_pages_to_scan || id == TUNABLE_sleep_millisecs)
                 c->read_tokens = MIN(c->read_tokens, (double) c->tunables.pages_to_scan);
         if (id == TUNABLE_pass_millisecs)
@@ -205,6 +219,9 @@ uint64_t core_tick(struct core *c, uint64_t now_usec) {
                 restore_retry_step(c, cl, &budget);
                 request_step(c, cl, now_usec, &budget);
         }
-        next_usec = MIN(adopt_step(c, now_usec, &budget), clean_step(c, now_usec, &budget));
+        next_usec = clean_step(c, now_usec, &budget);
+        if (c->tunables.stable_node_chains_prune_millisecs == 0) /* as often as it can, but not as fast as a loop can spin */
+                next_usec = MAX(next_usec, now_usec + PRUNE_MIN_USEC);
+        next_usec = MIN(next_usec, adopt_step(c, now_usec, &budget));
         return c->jobs.head != NIL ? now_usec : next_usec;
 }

@@ -38,7 +38,8 @@ int core_new(const struct core_allocator *allocator, uint64_t seed, struct core 
 struct core *core_free(struct core *c); /* asserts in debug builds that all accounting returns to zero */
 
 const struct tunables *core_tunables(const struct core *c);
-/* 0 or -EINVAL. run=2 starts the unmerge of everything; the books follow other changes in the background. */
+/* 0, -ENOENT or -EINVAL: outside its range, or pages_to_scan while the advisor sets it. run=2 starts the unmerge of everything; the
+ * books follow other changes in the background. */
 int core_tunable_set(struct core *c, enum tunable_id id, int64_t value, uint64_t now_usec);
 
 /* -- memory -------------------------------------------------------------------------------------------------- */
@@ -52,6 +53,11 @@ int core_tunable_set(struct core *c, enum tunable_id id, int64_t value, uint64_t
  * still merge into slots that are there, and everything else goes on. Half-way through the reserve merging ends as well.
  * True: something was refused for it, and there is no room yet. */
 bool core_memory_left(struct core *c, uint64_t bytes);
+
+/* -- time spent ---------------------------------------------------------------------------------------------- */
+
+/* CPU time that scanning has taken since the start, of all threads. Said again and again; the advisor wants to know. */
+void core_cpu_used(struct core *c, uint64_t usec);
 
 /* -- domains, clients, ranges ------------------------------------------------------------------------------ */
 

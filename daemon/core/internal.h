@@ -225,6 +225,7 @@ struct client {
         uint32_t id, domain;
         bool is_parked, is_gone, is_scanning, is_reading, is_publishing;
         bool in_pass, is_looking, wants_look, in_epoch, has_counted, in_jobs;
+        uint32_t scan_mark; /* block at whose reading its part of a full scan ends; NIL: none is waited for */
         uint32_t n_applies, max_map_count, n_vmas;
         struct range_chunk **chunks; /* its ranges, ascending, apart from each other: range.c */
         uint32_t n_chunks, chunks_capacity, n_ranges;
@@ -294,6 +295,11 @@ struct op {
         };
 };
 
+struct advisor {
+        uint64_t begin_usec, begin_cpu_usec; /* of the scan under way */
+        uint64_t scan_sec, change;           /* of the last one; percent of the one before, averaged */
+};
+
 struct timer {
         uint64_t at_usec;
         uint32_t client;
@@ -320,7 +326,9 @@ struct core {
         double read_tokens;
         uint64_t read_tokens_usec;
         uint64_t clean_usec; /* segments are looked at again */
-        /* Clients that passes walk, and those of them that have ended one since full_scans went up. */
+        struct advisor advisor;
+        uint64_t cpu_usec;   /* that scanning has taken so far */
+        /* Clients that passes walk, and those of them whose part of the full scan is done. */
         uint32_t n_epoch_clients, n_epoch_counted;
         bool in_full_scan; /* one of them has begun a pass since */
         bool is_unmerging; /* run=2 */
@@ -542,6 +550,15 @@ bool scan_is_unmerged(const struct client *cl, uint64_t page); /* in no range, o
 void scan_sweep_step(struct core *c, struct client *cl, unsigned *budget);
 /* To be told when ranges, parking or life of the client changed: full_scans waits only for those that passes walk. */
 void scan_epoch_update(struct core *c, struct client *cl);
+/* A block that waited to be read does no longer. */
+void scan_was_read(struct core *c, struct client *cl, uint32_t block, uint64_t now_usec);
+
+/* advisor.c */
+/* pages_to_scan for the next scan, after one that took so long and so much CPU time. */
+uint64_t advisor_step(struct advisor *a, const struct tunables *t, uint64_t scan_usec, uint64_t cpu_usec);
+void advisor_mode_changed(struct core *c, uint64_t now_usec);
+void advisor_scan_begins(struct core *c, uint64_t now_usec);
+void advisor_scan_ends(struct core *c, uint64_t now_usec);
 
 /* stats.c */
 uint64_t states_tracked(const uint64_t states[PAGE_STATES]);

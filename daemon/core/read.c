@@ -12,6 +12,7 @@ struct picking {
         struct client *cl;
         struct picked pages[CORE_READ_PAGES];
         uint32_t n, limit;
+        uint64_t now_usec;
         bool for_request;
 };
 
@@ -28,7 +29,7 @@ static bool is_wanted(const struct picking *p, uint64_t page, uint64_t r) {
         return p->for_request ? request_wants_page(p->c, p->cl, page, r) : is_settled(p->c, p->cl, r);
 }
 
-/* Adds the block's settled pages, all or none. False: no room. */
+/* Adds the block's settled pages, all or none; when even an empty op has no room for all, as many as it has. False: some are left. */
 static bool pick_block(struct picking *p, uint32_t block) {
         struct block *b = block_at(p->c, block);
         uint64_t first = b->number << BLOCK_SHIFT, mask = 0;
@@ -43,7 +44,7 @@ static bool pick_block(struct picking *p, uint32_t block) {
 
                 p->pages[p->n++] = (struct picked){ first + i, page_id(block, i) };
         }
-        return true;
+        return mask == 0;
 }
 
 static bool has_fresh(const struct block *b) {
@@ -65,6 +66,7 @@ static void pick_ready(struct picking *p) {
                 if (!is_hot && !pick_block(p, block))
                         return;
                 (void) block_pop(p->c, &p->cl->ready, BLOCK_WAITING);
+                scan_was_read(p->c, p->cl, block, p->now_usec);
                 if (b->age & BLOCK_RECHECK) {
                         b->age &= (uint8_t) ~BLOCK_RECHECK; /* it was quiet */
                         b->age -= b->age > 0;
@@ -104,8 +106,8 @@ static void sort_picked(struct picked *p, uint32_t n) {
 }
 
 /* False: nothing to read, or no memory for the op. */
-static bool read_build(struct core *c, struct client *cl, bool for_request, uint32_t limit, struct core_read *ret) {
-        struct picking p = { .c = c, .cl = cl, .limit = limit, .for_request = for_request };
+static bool read_build(struct core *c, struct client *cl, bool for_request, uint32_t limit, uint64_t now_usec, struct core_read *ret) {
+        struct picking p = { .c = c, .cl = cl, .limit = limit, .now_usec = now_usec, .for_request = for_request };
         struct op *op = op_new(c, OP_READ, cl);
 
         if (!op)
@@ -144,9 +146,9 @@ static bool read_build(struct core *c, struct client *cl, bool for_request, uint
 /* Token bucket: pages_to_scan a sleep_millisecs, at most one such batch saved up. */
 static void refill(struct core *c, uint64_t now_usec) {
         double batch = (double) c->tunables.pages_to_scan;
-        double rate = batch / (double) usec_of_ms(c->tunables.sleep_millisecs);
+        double rate = batch / (double) MAX(usec_of_ms(c->tunables.sleep_millisecs), UINT64_C(1));
 
-        if (c->read_tokens_usec == 0)
+        if (c->read_tokens_usec == 0 || c->tunables.sleep_millisecs == 0)
                 c->read_tokens = batch;
         else if (now_usec > c->read_tokens_usec)
                 c->read_tokens = MIN(batch, c->read_tokens + rate * (double) (now_usec - c->read_tokens_usec));
@@ -154,7 +156,7 @@ static void refill(struct core *c, uint64_t now_usec) {
 }
 
 /* merge_now goes first and is not held back by tokens. */
-static bool next_urgent(struct core *c, struct core_read *ret) {
+static bool next_urgent(struct core *c, uint64_t now_usec, struct core_read *ret) {
         uint32_t last = c->urgent.tail;
 
         while (c->urgent.head != NIL) {
@@ -164,7 +166,7 @@ static bool next_urgent(struct core *c, struct core_read *ret) {
                 urgent_remove(c, cl);
                 if (cl->is_reading || client_domain(c, cl)->is_reading || cl->is_parked)
                         urgent_add(c, cl);
-                else if (read_build(c, cl, true, CORE_READ_PAGES, ret))
+                else if (read_build(c, cl, true, CORE_READ_PAGES, now_usec, ret))
                         return true;
                 else
                         job_add(c, cl);
@@ -182,10 +184,12 @@ bool core_next_read(struct core *c, uint64_t now_usec, struct core_read *ret, ui
         if (c->tunables.run != 1)
                 return false;
         refill(c, now_usec);
-        if (next_urgent(c, ret)) {
+        if (next_urgent(c, now_usec, ret)) {
                 *ret_next_usec = now_usec;
                 return true;
         }
+        if (limit == 0) /* pages_to_scan, until it is set anew */
+                return false;
         for (unsigned n = 0; n < TRIES; n++) {
                 struct client *cl = turn_head(c, TURN_READ);
 
@@ -202,7 +206,7 @@ bool core_next_read(struct core *c, uint64_t now_usec, struct core_read *ret, ui
                         return false;
                 }
                 *ret_next_usec = now_usec;
-                if (read_build(c, cl, false, limit, ret)) {
+                if (read_build(c, cl, false, limit, now_usec, ret)) {
                         c->read_tokens -= ret->n_pages;
                         turn_spend(c, TURN_READ, ret->n_pages);
                         return true;

@@ -3,7 +3,7 @@
  * A pass walks the client's ranges in windows, one in flight. It costs page-table walking for what is quiet and a visit
  * for what was written. Blocks of which more than a quarter was written again are hot: they are left out of 1, 3, 7, ... 63
  * passes (skip lists, in address order, read and rebuilt as the pass goes), so that they are not write-protected all the
- * time. Every 16th pass, or when something is uncertain, a plain look over everything follows the pass: what was known
+ * time; with smart_scan 0 none is left out. Every 16th pass, or when something is uncertain, a plain look over everything follows the pass: what was known
  * and is no longer present is forgotten, what is present and unknown becomes known. */
 #include "common/probes.h"
 #include "daemon/core/internal.h"
@@ -72,7 +72,7 @@ static bool skip_hot(struct core *c, struct client *cl, uint64_t *page, uint64_t
                 block = block_find(c, cl, s.number);
                 if (block == NIL)
                         continue;
-                if (s.due_pass <= cl->pass) {
+                if (s.due_pass <= cl->pass || !c->tunables.smart_scan) {
                         block_at(c, block)->flags &= (uint16_t) ~BLOCK_SKIPPED;
                         block_at(c, block)->age |= BLOCK_RECHECK;
                         continue;
@@ -99,7 +99,9 @@ static void judge_heat(struct core *c, struct client *cl, uint32_t block, unsign
         struct block *b = block_at(c, block);
         uint8_t age = b->age & (uint8_t) ~BLOCK_RECHECK;
 
-        if (n_rewritten > HOT_PAGES)
+        if (!c->tunables.smart_scan)
+                age = 0;
+        else if (n_rewritten > HOT_PAGES)
                 age = (uint8_t) MIN(age + 1, HOT_AGE_MAX);
         else
                 age = age > 0 ? (uint8_t) (age - 1) : 0;
@@ -136,10 +138,9 @@ static void queue_splice(struct core *c, struct block_queue *to, struct block_qu
         *from = (struct block_queue){ NIL, NIL };
 }
 
-/* full_scans: every client that passes walk has ended one since it last went up. */
-static void epoch_end_of_pass(struct core *c, struct client *cl) {
-        if (!cl->in_epoch)
-                return;
+/* full_scans: of every client that passes walk a pass has ended since it last went up, and what had settled then has been read (or its
+ * reading handed out). */
+static void epoch_count(struct core *c, struct client *cl, uint64_t now_usec) {
         c->n_epoch_counted += !cl->has_counted;
         cl->has_counted = true;
         if (c->n_epoch_counted < c->n_epoch_clients)
@@ -150,6 +151,25 @@ static void epoch_end_of_pass(struct core *c, struct client *cl) {
         c->n_epoch_counted = 0;
         for (uint32_t i = pool_next(&c->clients, 0); i != NIL; i = pool_next(&c->clients, i + 1))
                 client_at(c, i)->has_counted = false;
+        advisor_scan_ends(c, now_usec);
+}
+
+/* The queue of blocks to read is in the order in which they came: all that are in it now have been read when its last has. */
+static void epoch_end_of_pass(struct core *c, struct client *cl, uint64_t now_usec) {
+        if (!cl->in_epoch || cl->scan_mark != NIL)
+                return;
+        if (cl->ready.head != NIL && !cl->has_counted)
+                cl->scan_mark = cl->ready.tail;
+        else
+                epoch_count(c, cl, now_usec);
+}
+
+void scan_was_read(struct core *c, struct client *cl, uint32_t block, uint64_t now_usec) {
+        if (block != cl->scan_mark)
+                return;
+        cl->scan_mark = NIL;
+        if (cl->in_epoch)
+                epoch_count(c, cl, now_usec);
 }
 
 void scan_epoch_update(struct core *c, struct client *cl) {
@@ -161,10 +181,11 @@ void scan_epoch_update(struct core *c, struct client *cl) {
         c->n_epoch_clients += is_walked ? 1U : -1U;
         c->n_epoch_counted -= cl->has_counted;
         cl->has_counted = false;
+        cl->scan_mark = NIL;
 }
 
 /* The tracking scan is complete: what it did not report was not written for a pass. */
-static void pass_settle(struct core *c, struct client *cl) {
+static void pass_settle(struct core *c, struct client *cl, uint64_t now_usec) {
         struct skip_list *l = &cl->skips[cl->pass & 1];
 
         for (; l->next < l->n; l->next++) /* behind the last range */
@@ -177,7 +198,7 @@ static void pass_settle(struct core *c, struct client *cl) {
                 if (cl->shorts[k].head != NIL)
                         turn_add(c, cl, TURN_APPLY);
         c->counters.pages_skipped += (int64_t) (cl->states[PAGE_UNSHARED] + cl->states[PAGE_MERGED]);
-        epoch_end_of_pass(c, cl);
+        epoch_end_of_pass(c, cl, now_usec);
 }
 
 /* False: the pass is over. */
@@ -214,7 +235,7 @@ static bool pass_next(struct core *c, struct client *cl, uint64_t now_usec, uint
         if (pass_window(c, cl, ret_page, ret_end))
                 return true;
         if (!cl->is_looking) {
-                pass_settle(c, cl);
+                pass_settle(c, cl, now_usec);
                 if ((cl->wants_look || cl->pass % LOOK_PASSES == 0) && !cl->sweep.is_active) {
                         cl->wants_look = false;
                         cl->is_looking = true;

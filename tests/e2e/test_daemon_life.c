@@ -174,6 +174,17 @@ static void test_reload(void **state) {
         assert_int_equal(get_tunable(admin, TUNABLE_pages_to_scan), 222);
         assert_int_equal(get_tunable(admin, TUNABLE_sleep_millisecs), 9);
         assert_int_equal(daemon_log_lines(&d, "workers: changed only by a restart"), 1);
+        /* The advisor's while it is on; with its end what the file says holds again. */
+        write_config("[tunables]\npages_to_scan = 222\nadvisor_mode = scan-time\nadvisor_max_pages_to_scan = 500\nmerge_across_nodes = no\n");
+        assert_int_equal(kill(d.pid, SIGHUP), 0);
+        daemon_wait_log(&d, "configuration read again", 2);
+        assert_int_equal(get_tunable(admin, TUNABLE_pages_to_scan), 500);
+        assert_int_equal(get_tunable(admin, TUNABLE_merge_across_nodes), 0);
+        assert_int_equal(daemon_log_lines(&d, "merge_across_nodes=0 is noted"), 1);
+        write_config("[tunables]\npages_to_scan = 222\n");
+        assert_int_equal(kill(d.pid, SIGHUP), 0);
+        daemon_wait_log(&d, "configuration read again", 3);
+        assert_int_equal(get_tunable(admin, TUNABLE_pages_to_scan), 222);
         write_config("[tunables]\npages_to_scan = x\n");
         assert_int_equal(kill(d.pid, SIGHUP), 0);
         daemon_wait_log(&d, "configuration stays as it was", 1);

@@ -126,7 +126,7 @@ CORE_FAULTS = [Fault(name, breaks, text, f"daemon/core/{file}", old, new, BOOKS 
     ("lost-window", "5.2", "what a failed scan did not report counts as unwritten", "scan.c", "                window_lost(&s);", "                ;", ()),
     ("not-reprotected", "5.2", "scans do not protect again what they report", "scan.c", "                .rewrite_protect = !op->is_plain,", "                .rewrite_protect = false,", OUTSIDE),
     ("look-protects", "5.2", "a plain look protects, and forgets what it saw written", "scan.c", "                .rewrite_protect = !op->is_plain,", "                .rewrite_protect = true,", OUTSIDE),
-    ("hot-forever", "5.2", "a hot block is never looked at again", "scan.c", "                if (s.due_pass <= cl->pass) {", "                if (s.due_pass == 0) {", OUTSIDE),
+    ("hot-forever", "5.2", "a hot block is never looked at again", "scan.c", "                if (s.due_pass <= cl->pass || !c->tunables.smart_scan) {", "                if (s.due_pass == 0) {", OUTSIDE),
     ("unmerged-scanned", "5.2", "a range that was unmerged is merged again", "scan.c",
      "                if (!r->is_unmerged)\n                        pages_found(s,", "                if (r)\n                        pages_found(s,", OUTSIDE),
     ("outside-the-window", "strict books", "results outside of the window that was asked for are believed", "scan.c",

@@ -67,6 +67,9 @@ PLAYED(const struct tunables *, core_tunables, const struct core *c) {
         return &tunables;
 }
 
+PLAYED(void, core_cpu_used, struct core *c, uint64_t usec) {
+}
+
 PLAYED(bool, core_next_publish, struct core *c, uint64_t now, struct core_publish *ret) {
         return false;
 }
