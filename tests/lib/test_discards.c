@@ -9,7 +9,6 @@
 #include <poll.h>
 #include <sched.h>
 #include <stdatomic.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -21,6 +20,7 @@
 #include "lib/fork_log.h"
 #include "lib/maplock.h"
 #include "tests/lib/rig.h"
+#include "tests/support/task_state.h"
 
 #define RUN (CONTENTS - 1U) /* slots 1 to 7: contents 1 to 7, never zeros */
 #define ROUNDS 60
@@ -161,17 +161,6 @@ static void test_fork_after_second_discard(void **state) {
         drop(b);
 }
 
-static char state_of(pid_t tid) {
-        char path[64], s = 'R';
-        (void) snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
-        FILE *f = fopen(path, "re");
-        if (f) {
-                (void) !fscanf(f, "%*d (%*[^)]) %c", &s);
-                fclose(f);
-        }
-        return s;
-}
-
 /* A thread that forks, and is held up, or not. */
 struct forker {
         uint8_t *block; /* to be discarded before the fork, or NULL */
@@ -182,7 +171,7 @@ struct forker {
 
 static void wait_for_it(struct forker *f) {
         for (uint64_t end = now_usec() + BOUND_USEC; now_usec() < end; sys_yield())
-                if (atomic_load(&f->prepared) || (atomic_load(&f->tid) && strchr("SD", state_of(f->tid))))
+                if (atomic_load(&f->prepared) || (atomic_load(&f->tid) && strchr("SD", task_state(f->tid))))
                         return; /* D: for its event to be read */
 }
 

@@ -6,12 +6,12 @@
 
 #include <cmocka.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "lib/maplock.h"
 #include "lib/sys.h"
+#include "tests/support/task_state.h"
 
 #define SPIN_USEC 200U
 #define BOUND_USEC 20000000ULL /* longer than any load makes a thread wait for the processor */
@@ -113,17 +113,6 @@ static void *visit(void *p) {
         return NULL;
 }
 
-static char state_of(pid_t tid) {
-        char path[64], s = 'R';
-        (void) snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
-        FILE *f = fopen(path, "re");
-        if (f) {
-                (void) !fscanf(f, "%*d (%*[^)]) %c", &s);
-                fclose(f);
-        }
-        return s;
-}
-
 /* Held off while the lock is held, and woken after it. */
 static void hold_off(bool interrupted) {
         struct visitor v = { .interrupted = interrupted };
@@ -131,7 +120,7 @@ static void hold_off(bool interrupted) {
         assert_true(acquire());
         assert_int_equal(pthread_create(&t, NULL, visit, &v), 0);
         uint64_t end = now_usec() + BOUND_USEC;
-        while (!atomic_load(&v.entered) && (!atomic_load(&v.tid) || state_of(v.tid) != 'S') && now_usec() < end)
+        while (!atomic_load(&v.entered) && (!atomic_load(&v.tid) || task_state(v.tid) != 'S') && now_usec() < end)
                 sys_yield();
         bool early = atomic_load(&v.entered), inside = map_lock_any_inside();
         map_lock_release();
