@@ -20,7 +20,7 @@ static const char *const actions[FAULT_ACTION_MAX_] = {
         [FAULT_RANDOM] = "random", [FAULT_FAIL] = "fail", [FAULT_FAIL_ON] = "fail-on",
 };
 
-struct fault_page *fault_page;
+struct fault_page *_Atomic fault_page;
 static struct fault_page own_page; /* for an order in the environment */
 
 /* -- acting ------------------------------------------------------------------------------------------------------- */
@@ -59,8 +59,7 @@ static void note_fired(struct fault_page *page, enum fault_id id) {
         atomic_fetch_add(&page->fired, 1);
 }
 
-void fault_pass(enum fault_id id) {
-        struct fault_page *page = fault_page;
+void fault_pass(struct fault_page *page, enum fault_id id) {
         uint32_t order = atomic_load(&page->order);
         atomic_fetch_add_explicit(&page->reached[id], 1, memory_order_relaxed);
         if (order != (uint32_t) id + 1 && order != FAULT_ANY_POINT)
@@ -81,8 +80,7 @@ void fault_pass(enum fault_id id) {
         errno = saved;
 }
 
-int fault_fail(enum fault_id id) {
-        struct fault_page *page = fault_page;
+int fault_fail(struct fault_page *page, enum fault_id id) {
         uint32_t order = atomic_load(&page->order);
         atomic_fetch_add_explicit(&page->reached[id], 1, memory_order_relaxed);
         if (order != (uint32_t) id + 1 && order != FAULT_ANY_CALL)
@@ -144,7 +142,14 @@ static int parse(const char *text, struct fault_page *page) {
                 nth = (uint32_t) strtoul(word, NULL, 10);
         if (take(&text, word))
                 value = (uint32_t) strtoul(word, NULL, 10);
-        memset(page, 0, sizeof(*page));
+        /* A thread that met the last order may still be here: it finds no order, or all of the new one. */
+        atomic_store(&page->order, 0);
+        atomic_store(&page->pid, 0);
+        atomic_store(&page->fired, 0);
+        atomic_store(&page->fired_pid, 0);
+        atomic_store(&page->fired_id, 0);
+        for (unsigned i = 0; i < FAULT_MAX_; i++)
+                atomic_store_explicit(&page->reached[i], 0, memory_order_relaxed);
         atomic_store(&page->action, action);
         atomic_store(&page->left, nth);
         atomic_store(&page->value, value);
@@ -153,15 +158,18 @@ static int parse(const char *text, struct fault_page *page) {
 }
 
 int fault_arm(const char *specification, void *(*map)(const char *path, size_t length)) {
-        fault_page = NULL;
+        struct fault_page *page = NULL;
+        int r = 0;
+        atomic_store(&fault_page, NULL);
         if (!specification || !*specification)
                 return 0;
         if (*specification == '/') {
-                fault_page = map ? map(specification, sizeof(*fault_page)) : NULL;
-                return fault_page ? 0 : -ENOENT;
+                page = map ? map(specification, sizeof(*page)) : NULL;
+                r = page ? 0 : -ENOENT;
+        } else {
+                r = parse(specification, &own_page);
+                page = r == 0 ? &own_page : NULL;
         }
-        int r = parse(specification, &own_page);
-        if (r == 0)
-                fault_page = &own_page;
+        atomic_store(&fault_page, page);
         return r;
 }

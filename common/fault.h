@@ -72,22 +72,24 @@ struct fault_page {
         _Atomic uint64_t reached[FAULT_MAX_];
 };
 
-/* NULL: unarmed. */
-extern struct fault_page *fault_page;
+/* NULL: unarmed. Tests arm and disarm while other threads pass, so each passage looks once. */
+extern struct fault_page *_Atomic fault_page;
 
 /* Arms what `specification` says; NULL or "" disarms. `map` maps the file at an absolute path, shared and writable, or returns NULL.
  * 0, -EINVAL: no such point or action, -ENOENT: no such file. */
 int fault_arm(const char *specification, void *(*map)(const char *path, size_t length));
 
-void fault_pass(enum fault_id id);
-int fault_fail(enum fault_id id);
+void fault_pass(struct fault_page *page, enum fault_id id);
+int fault_fail(struct fault_page *page, enum fault_id id);
 
 static inline void fault_point(enum fault_id id) {
-        if (__builtin_expect(fault_page != NULL, 0))
-                fault_pass(id);
+        struct fault_page *page = atomic_load_explicit(&fault_page, memory_order_acquire);
+        if (__builtin_expect(page != NULL, 0))
+                fault_pass(page, id);
 }
 
 /* 0, or the negative errno that the call is to fail with. */
 static inline int fault_call(enum fault_id id) {
-        return __builtin_expect(fault_page != NULL, 0) ? fault_fail(id) : 0;
+        struct fault_page *page = atomic_load_explicit(&fault_page, memory_order_acquire);
+        return __builtin_expect(page != NULL, 0) ? fault_fail(page, id) : 0;
 }
