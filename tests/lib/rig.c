@@ -206,3 +206,7 @@ void *join_draining(pthread_t t) {
         }
         return r;
 }
+
+__attribute__((no_sanitize("thread"))) bool in_transition(void) {
+        return *(struct transition *volatile *) &A.current;
+}

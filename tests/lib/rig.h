@@ -18,6 +18,13 @@
 #define BROKEN_TRIES 20U /* a move that does not end by itself, never does */
 #define BUSY_TRIES 200U /* more than any load needs; few enough for a test that wants the answer BUSY */
 
+/* A test under fire works on a part of the pages, and asks for a part: TSan makes it ten times as slow, and a race shows all the same. */
+#ifdef __SANITIZE_THREAD__
+#define FIRE_PART 10U
+#else
+#define FIRE_PART 1U
+#endif
+
 extern struct agent A;
 
 int rig_setup(void **state);
@@ -37,6 +44,8 @@ uint8_t apply_one(const uint8_t *page, uint32_t segment, uint32_t slot);
 uint64_t slot_of(const uint8_t *page, uint32_t segment);
 uint64_t tracked_pages(const uint8_t *block); /* those present that a scan may protect: in `track` or `shared` */
 uint64_t file_pages(const uint8_t *block); /* those that map the segment now */
+/* Asked by other threads: a race, and meant. */
+bool in_transition(void);
 bool is_free(const uint8_t *block); /* no userfaultfd has any of it: a new one may */
 
 /* Thread functions on a block; whoever waits for them has to play the agent: join_draining. */

@@ -44,11 +44,10 @@ static void assert_page(uint8_t *b, unsigned i, unsigned content) {
         assert_memory_equal(page_at(b, i), want, KSM_PAGE_SIZE);
 }
 
-/* Or nearly: on a busy machine all may be over by then, which is as legal. Looks at the agent's own state from outside: a race for TSan,
- * and meant. */
-__attribute__((no_sanitize("thread"))) static void wait_until_frozen(void) {
+/* Or nearly: on a busy machine all may be over by then, which is as legal. */
+static void wait_until_frozen(void) {
         const struct timespec pause = { .tv_nsec = 50000000 };
-        for (uint64_t end = now_usec() + LATE_USEC; !*(struct transition *volatile *) &A.current && now_usec() < end;)
+        for (uint64_t end = now_usec() + LATE_USEC; !in_transition() && now_usec() < end;)
                 ;
         (void) nanosleep(&pause, NULL);
 }
@@ -78,12 +77,12 @@ static void test_discard_after_compare(void **state) {
 }
 
 static void *read_one(void *page) {
-        return (void *) (uintptr_t) *(volatile uint8_t *) page;
+        return (void *) (uintptr_t) __atomic_load_n((uint8_t *) page, __ATOMIC_RELAXED);
 }
 
 static void *write_one(void *page) {
         wait_until_frozen();
-        *(volatile uint8_t *) page = 200;
+        __atomic_store_n((uint8_t *) page, 200, __ATOMIC_RELAXED);
         return NULL;
 }
 

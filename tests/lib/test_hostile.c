@@ -30,7 +30,7 @@
 #define HANG_USEC 2000000U /* a transition takes some 100 us; the watchdog looks every 5 ms */
 #define TRIES 50 /* of what a busy machine may hold up */
 #define FIRE_USEC 2000000U
-#define FIRE_MERGES 500 /* or longer, on a machine that is busy; a tenth at least */
+#define FIRE_MERGES (500 / FIRE_PART) /* or longer, on a machine that is busy; a tenth at least */
 #define FIRE_BOUND_USEC 60000000U
 
 static void fill_block(uint8_t *b) {
@@ -234,7 +234,7 @@ static int name(uint8_t *page) {
 
 static void *change_in_transition(void *p) {
         struct change *c = p;
-        while (!*(struct transition *volatile *) &A.current)
+        while (!in_transition())
                 ;
         const struct timespec pause = { .tv_nsec = 30000000 };
         (void) nanosleep(&pause, NULL);
@@ -312,7 +312,7 @@ static void test_everything_locked(void **state) {
 }
 
 static void *discard_in_transition(void *page) {
-        while (!*(struct transition *volatile *) &A.current)
+        while (!in_transition())
                 ;
         const struct timespec pause = { .tv_nsec = 30000000 };
         (void) nanosleep(&pause, NULL);

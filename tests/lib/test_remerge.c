@@ -499,7 +499,7 @@ static void test_shared_with_a_child(void **state) {
 
 /* Looks at the agent's own state from outside: a race for TSan, and meant. */
 __attribute__((no_sanitize("thread"))) static void *write_after_compare(void *p) {
-        while (!*(struct transition *volatile *) &A.current)
+        while (!in_transition())
                 ;
         const struct timespec pause = { .tv_nsec = 50000000 };
         (void) nanosleep(&pause, NULL);
@@ -526,7 +526,7 @@ static void test_write_after_compare(void **state) {
 }
 
 static void *discard_while_frozen(void *p) {
-        while (!*(struct transition *volatile *) &A.current)
+        while (!in_transition())
                 ;
         const struct timespec pause = { .tv_nsec = 30000000 };
         (void) nanosleep(&pause, NULL);
@@ -588,7 +588,7 @@ static void test_budget(void **state) {
 
 #define FIRE_BLOCKS 48
 #define FIRE_USEC 6000000ULL
-#define FIRE_REPLACED 1000 /* copied on write and merged again; or longer, on a machine that is busy; a tenth at least */
+#define FIRE_REPLACED (1000 / FIRE_PART) /* copied on write and merged again; or longer, on a machine that is busy; a tenth at least */
 #define WRITERS 3U
 
 static uint8_t *fire[FIRE_BLOCKS];

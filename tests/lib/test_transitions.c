@@ -270,9 +270,9 @@ static void test_executable(void **state) {
 
 /* -- the same under fire ------------------------------------------------------------------------------------------- */
 
-#define FIRE_BLOCKS 768
+#define FIRE_BLOCKS (768 / FIRE_PART)
 #define FIRE_SECONDS 5
-#define FIRE_MERGES 1000 /* or longer, on a machine that is busy; a tenth at least */
+#define FIRE_MERGES (1000 / FIRE_PART) /* or longer, on a machine that is busy; a tenth at least */
 #define FIRE_BOUND_USEC 60000000ULL
 static uint8_t *fire[FIRE_BLOCKS];
 static _Atomic unsigned current; /* the block in transition: half of all operations go there */
