@@ -1,5 +1,6 @@
 /* Merged runs: private mappings of a segment under the shared context. */
 #include <fcntl.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/ioctl.h>
@@ -9,6 +10,9 @@
 
 #include "tests/support/kernel.h"
 
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
 #ifndef MADV_GUARD_INSTALL
 #define MADV_GUARD_INSTALL 102
 #endif
@@ -216,6 +220,90 @@ static void removed_page_faults_minor_and_is_answered_with_zeros(void) {
         CHECK(segment_holds(m.segment, 1, 51));
 }
 
+/* A program that moves a merged run by mremap without libc. */
+struct remap {
+        void *from, *to;
+        int flags;
+};
+
+static void remap_run(void *p) {
+        struct remap *r = p;
+        CHECK(mremap(r->from, 2 * KSM_PAGE_SIZE, 2 * KSM_PAGE_SIZE, r->flags | MREMAP_MAYMOVE | MREMAP_FIXED, r->to) == r->to);
+}
+
+static struct merged map_watched(uint64_t seed) {
+        struct merged m = { .context = uffd_open(SHARED_FEATURES | UFFD_FEATURE_EVENT_REMAP), .segment = segment_open(2, seed) };
+
+        m.run = map_segment(NULL, 2, m.segment, 0);
+        CHECK_EQ(uffd_register(m.context, m.run, 2, SHARED_MODE), 0);
+        CHECK_EQ(uffd_continue(m.context, m.run, 2, UFFDIO_CONTINUE_MODE_WP), 0);
+        return m;
+}
+
+static void remap_event_comes_after_the_move_and_holds_the_caller(void) {
+        struct merged m = map_watched(40);
+        struct remap r = { m.run, map_anon(2), 0 };
+        struct pollfd event = { .fd = m.context, .events = POLLIN };
+        struct toucher t;
+        struct uffd_msg msg;
+
+        remove_page(&m, page_at(m.run, 1));
+        toucher_start(&t, remap_run, &r);
+        CHECK_EQ(poll(&event, 1, 5000), 1);
+        CHECK(!toucher_done(&t));
+        CHECK_EQ(count_pages(r.to, 1, PAGE_IS_PRESENT | PAGE_IS_FILE | PAGE_IS_WPALLOWED), 1); /* moved, with its context */
+        CHECK(page_holds(r.to, 40));
+        CHECK_EQ(uffd_continue(m.context, page_at(r.to, 1), 1, UFFDIO_CONTINUE_MODE_WP), -EAGAIN);
+        CHECK(uffd_next(m.context, &msg, 0));
+        CHECK_EQ(msg.event, UFFD_EVENT_REMAP);
+        CHECK_EQ(msg.arg.remap.from, (uintptr_t) m.run);
+        CHECK_EQ(msg.arg.remap.to, (uintptr_t) r.to);
+        CHECK_EQ(msg.arg.remap.len, 2 * KSM_PAGE_SIZE);
+        toucher_join(&t);
+        CHECK_EQ(page_categories(r.to) & PAGE_IS_WRITTEN, 0); /* still write-protected */
+
+        toucher_start(&t, read_first_word, page_at(r.to, 1)); /* what was removed is missing there, too */
+        CHECK(uffd_next(m.context, &msg, 5000));
+        CHECK_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
+        CHECK(msg.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR);
+        CHECK_EQ(uffd_writeprotect(m.context, page_at(r.to, 1), 1, false), 0);
+        CHECK_EQ(uffd_zeropage(m.context, page_at(r.to, 1), 1), 0);
+        toucher_join(&t);
+        CHECK(page_is_zero(page_at(r.to, 1)));
+}
+
+static void what_dontunmap_leaves_behind_faults_minor(void) {
+        struct merged m = map_watched(45);
+        struct remap r = { m.run, map_anon(2), MREMAP_DONTUNMAP };
+        struct toucher t;
+        struct uffd_msg msg;
+
+        toucher_start(&t, remap_run, &r);
+        CHECK(uffd_next(m.context, &msg, 5000));
+        CHECK_EQ(msg.event, UFFD_EVENT_REMAP);
+        toucher_join(&t);
+        CHECK(page_holds(r.to, 45));
+        CHECK_EQ(count_vmas(m.run, 2), 1);
+        CHECK_EQ(count_pages(m.run, 2, PAGE_IS_PRESENT), 0);
+        toucher_start(&t, read_first_word, m.run);
+        CHECK(uffd_next(m.context, &msg, 5000));
+        CHECK_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
+        CHECK(msg.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR);
+        (void) uffd_writeprotect(m.context, m.run, 1, false);
+        CHECK_EQ(uffd_zeropage(m.context, m.run, 1), 0);
+        toucher_join(&t);
+        CHECK(page_is_zero(m.run));
+}
+
+static void growing_in_place_sends_no_event(void) {
+        struct merged m = map_watched(48);
+        struct uffd_msg msg;
+
+        CHECK(munmap(page_at(m.run, 1), KSM_PAGE_SIZE) == 0);
+        CHECK(mremap(m.run, KSM_PAGE_SIZE, 2 * KSM_PAGE_SIZE, 0) == m.run);
+        CHECK(!uffd_next(m.context, &msg, 0));
+}
+
 /* The PTE of a page that is still the segment's can go without an event (reclaim, migration). Here: zapped while no context
  * watched. */
 static void page_lost_without_a_remove_event_is_answered_with_continue(void) {
@@ -365,6 +453,9 @@ FACTS(FACT(continue_populates_and_protects_so_that_reads_do_not_fault),
       FACT(protecting_file_pages_only_keeps_a_racing_write_visible),
       FACT(zap_of_a_protected_page_leaves_a_marker_that_zeropage_does_not_replace),
       FACT(removed_page_faults_minor_and_is_answered_with_zeros),
+      FACT(remap_event_comes_after_the_move_and_holds_the_caller),
+      FACT(what_dontunmap_leaves_behind_faults_minor),
+      FACT(growing_in_place_sends_no_event),
       FACT(page_lost_without_a_remove_event_is_answered_with_continue),
       FACT(continue_over_a_marker_brings_old_bytes_back),
       FACT(zeropage_into_an_empty_pte_of_a_private_memfd_mapping_works),
