@@ -177,3 +177,125 @@ int admin_clients(struct admin *a, struct client_list *ret) {
         *ret = list;
         return 0;
 }
+
+static int grow(void **items, size_t *allocated, size_t n, size_t item_bytes) {
+        size_t more = MAX(n, 2 * *allocated);
+        void *p;
+
+        if (n <= *allocated)
+                return 0;
+        p = reallocarray(*items, more, item_bytes);
+        if (!p)
+                return -ENOMEM;
+        *items = p;
+        *allocated = more;
+        return 0;
+}
+
+int domain_list_append(struct domain_list *l, const struct frame *domains_reply) {
+        int r = grow((void **) &l->domains, &l->allocated, l->n + domains_reply->count, sizeof(*l->domains));
+
+        if (r < 0)
+                return r;
+        if (domains_reply->count > 0)
+                memcpy(l->domains + l->n, domains_reply->elements, domains_reply->count * sizeof(*l->domains));
+        l->n += domains_reply->count;
+        return 0;
+}
+
+void domain_list_free(struct domain_list *l) {
+        free(l->domains);
+        *l = (struct domain_list) { 0 };
+}
+
+/* Comes to an end: `next` ascends from reply to reply. */
+int admin_domains(struct admin *a, struct domain_list *ret) {
+        struct msg_domains_request request = { 0 };
+        struct domain_list list = { 0 };
+        int r;
+
+        for (;;) {
+                const struct frame *f = &a->message.frame;
+                uint32_t next;
+
+                r = admin_call(a, MSG_DOMAINS_REQUEST, &request, MSG_DOMAINS_REPLY, ADMIN_TIMEOUT_MSEC);
+                if (r < 0)
+                        break;
+                next = ((const struct msg_domains_reply *) f->body)->next;
+                r = domain_list_append(&list, f);
+                if (r < 0 || next == 0)
+                        break;
+                if (next <= request.after) {
+                        r = -EPROTO;
+                        break;
+                }
+                request.after = next;
+        }
+        if (r < 0) {
+                domain_list_free(&list);
+                return r;
+        }
+        *ret = list;
+        return 0;
+}
+
+static void range_join(struct client_range_element *to, const struct client_range_element *more) {
+        to->n_pages += more->n_pages;
+        to->tracked_pages += more->tracked_pages;
+        to->merged_pages += more->merged_pages;
+        to->zero_pages += more->zero_pages;
+        to->unshared_pages += more->unshared_pages;
+        to->flags = more->flags;
+}
+
+int range_list_append(struct range_list *l, const struct frame *ranges_reply) {
+        const struct client_range_element *range = ranges_reply->elements;
+        int r = grow((void **) &l->ranges, &l->allocated, l->n + ranges_reply->count, sizeof(*l->ranges));
+
+        if (r < 0)
+                return r;
+        for (uint32_t i = 0; i < ranges_reply->count; i++) {
+                struct client_range_element *last = l->n > 0 ? &l->ranges[l->n - 1] : NULL;
+
+                if (last && last->flags & RANGE_CONTINUED && last->page + last->n_pages == range[i].page)
+                        range_join(last, &range[i]);
+                else
+                        l->ranges[l->n++] = range[i];
+        }
+        return 0;
+}
+
+void range_list_free(struct range_list *l) {
+        free(l->ranges);
+        *l = (struct range_list) { 0 };
+}
+
+int admin_ranges(struct admin *a, uint32_t client, struct range_list *ret) {
+        struct msg_ranges_request request = { .client = client };
+        struct range_list list = { 0 };
+        int r;
+
+        for (;;) {
+                const struct frame *f = &a->message.frame;
+                uint64_t next;
+
+                r = admin_call(a, MSG_RANGES_REQUEST, &request, MSG_RANGES_REPLY, ADMIN_TIMEOUT_MSEC);
+                if (r < 0)
+                        break;
+                next = ((const struct msg_ranges_reply *) f->body)->next;
+                r = range_list_append(&list, f);
+                if (r < 0 || next == 0)
+                        break;
+                if (next <= request.page) {
+                        r = -EPROTO;
+                        break;
+                }
+                request.page = next;
+        }
+        if (r < 0) {
+                range_list_free(&list);
+                return r;
+        }
+        *ret = list;
+        return 0;
+}

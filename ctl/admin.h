@@ -56,3 +56,21 @@ struct client_list {
 int client_list_append(struct client_list *l, const struct frame *clients_reply);
 void client_list_free(struct client_list *l);
 int admin_clients(struct admin *a, struct client_list *ret);
+
+struct domain_list {
+        struct domain_element *domains;
+        size_t n, allocated;
+};
+int domain_list_append(struct domain_list *l, const struct frame *domains_reply);
+void domain_list_free(struct domain_list *l);
+int admin_domains(struct admin *a, struct domain_list *ret);
+
+/* Pieces of a range are put together again. */
+struct range_list {
+        struct client_range_element *ranges;
+        size_t n, allocated;
+};
+int range_list_append(struct range_list *l, const struct frame *ranges_reply);
+void range_list_free(struct range_list *l);
+/* -ENOENT: no such client. */
+int admin_ranges(struct admin *a, uint32_t client, struct range_list *ret);

@@ -49,13 +49,18 @@ const char *format_usec(char text[TEXT_BYTES], uint64_t usec) {
         return text;
 }
 
-const char *format_name(char text[TEXT_BYTES], const char *name, size_t size) {
-        size_t n = strnlen(name, MIN(size, (size_t) TEXT_BYTES - 1));
+const char *make_printable(char *text, size_t capacity, const char *name, size_t size) {
+        size_t n = strnlen(name, MIN(size, capacity - 1));
 
         for (size_t i = 0; i < n; i++)
                 text[i] = (char) (name[i] >= ' ' && name[i] <= '~' ? name[i] : '?');
         text[n] = 0;
-        return n > 0 ? text : strcpy(text, "?");
+        return text;
+}
+
+const char *format_name(char text[TEXT_BYTES], const char *name, size_t size) {
+        make_printable(text, TEXT_BYTES, name, size);
+        return *text ? text : strcpy(text, "?");
 }
 
 void table_init(struct table *t, const char *const *titles, unsigned n_columns, uint32_t left_mask) {

@@ -15,6 +15,8 @@ const char *format_pages(char text[TEXT_BYTES], int64_t pages); /* as bytes */
 const char *format_usec(char text[TEXT_BYTES], uint64_t usec);  /* "850 us", "12.3 ms", "4.21 s", "3 h 5 min" */
 /* A name that came from outside, safe for a terminal: anything but printable ASCII becomes '?'. */
 const char *format_name(char text[TEXT_BYTES], const char *name, size_t size);
+/* The same for any length: `size` bytes at most of name, as far as they fit. */
+const char *make_printable(char *text, size_t capacity, const char *name, size_t size);
 
 /* Columns are as wide as their widest cell. Cells are copied. */
 #define TABLE_COLUMNS_MAX 16

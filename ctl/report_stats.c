@@ -56,7 +56,80 @@ static struct json_object *counters_object(const struct counters *c, int *error)
         return o;
 }
 
-static struct json_object *process_object(const struct report *r, const struct client_element *client, int *error) {
+static void append(struct json_object *array, struct json_object *o, int *error) {
+        if (!array || !o || json_object_array_add(array, o) < 0) {
+                json_object_put(o);
+                *error = -ENOMEM;
+        }
+}
+
+static void put_pages(struct json_object *o, const char *key, uint64_t pages, int *error) {
+        put_int(o, key, pages_to_bytes((int64_t) pages), error);
+}
+
+static struct json_object *ranges_array(const struct range_list *l, int *error) {
+        struct json_object *array = json_object_new_array();
+
+        for (size_t i = 0; i < l->n; i++) {
+                const struct client_range_element *e = &l->ranges[i];
+                struct json_object *o = json_object_new_object();
+
+                put_pages(o, "start", e->page, error);
+                put_pages(o, "bytes", e->n_pages, error);
+                put_pages(o, "tracked_bytes", e->tracked_pages, error);
+                put_pages(o, "merged_bytes", e->merged_pages, error);
+                put_pages(o, "zero_bytes", e->zero_pages, error);
+                put_pages(o, "unshared_bytes", e->unshared_pages, error);
+                put(o, "mergeable", json_object_new_boolean((e->flags & RANGE_UNMERGED) == 0), error);
+                append(array, o, error);
+        }
+        return array;
+}
+
+static struct json_object *domains_array(const struct domain_list *l, int *error) {
+        struct json_object *array = json_object_new_array();
+
+        for (size_t i = 0; i < l->n; i++) {
+                const struct domain_element *d = &l->domains[i];
+                struct json_object *o = json_object_new_object();
+                char key[sizeof(d->key) + 1];
+
+                put_int(o, "domain", d->domain, error);
+                put_text(o, "key", make_printable(key, sizeof(key), d->key, sizeof(d->key)), error);
+                put_int(o, "processes", d->n_clients, error);
+                put_int(o, "segments", d->n_segments, error);
+                put_pages(o, "registered_bytes", d->registered_pages, error);
+                put_pages(o, "tracked_bytes", d->tracked_pages, error);
+                put_pages(o, "merged_bytes", d->merged_pages, error);
+                put_pages(o, "shared_bytes", d->shared_pages, error);
+                put_pages(o, "zero_bytes", d->zero_pages, error);
+                put_pages(o, "unshared_bytes", d->unshared_pages, error);
+                put_pages(o, "volatile_bytes", d->volatile_pages, error);
+                put_pages(o, "store_bytes", d->segment_pages, error);
+                put_pages(o, "dead_bytes", d->dead_pages, error);
+                append(array, o, error);
+        }
+        return array;
+}
+
+/* The kernel's names, in its units, beside ours. */
+static void put_ksm_stat(struct json_object *o, const struct client_element *client, int *error) {
+        put_int(o, "ksm_rmap_items", (int64_t) client->tracked_pages, error);
+        put_int(o, "ksm_zero_pages", (int64_t) client->zero_pages, error);
+        put_int(o, "ksm_merging_pages", (int64_t) client->merged_pages, error);
+        put_int(o, "ksm_process_profit", client->profit_bytes, error);
+        put(o, "mergeable", json_object_new_boolean(client->n_ranges > 0), error);
+}
+
+static void put_placement(struct json_object *o, const struct placement *place, int *error) {
+        if (*place->unit)
+                put_text(o, "unit", place->unit, error);
+        if (*place->cgroup)
+                put_text(o, "cgroup", place->cgroup, error);
+}
+
+static struct json_object *process_object(const struct report *r, size_t i, int *error) {
+        const struct client_element *client = &r->clients.clients[i];
         struct json_object *o = json_object_new_object();
         char text[TEXT_BYTES];
 
@@ -79,20 +152,19 @@ static struct json_object *process_object(const struct report *r, const struct c
         put_int(o, "agent_cpu_usec", (int64_t) client->cpu_usec, error);
         put_int(o, "vmas_used", client->vmas_used, error);
         put_int(o, "vma_budget", client->vma_budget, error);
+        put_ksm_stat(o, client, error);
+        if (r->places)
+                put_placement(o, &r->places[i], error);
+        if (r->ranges)
+                put(o, "range_list", ranges_array(&r->ranges[i], error), error);
         return o;
 }
 
 static struct json_object *processes_array(const struct report *r, int *error) {
         struct json_object *array = json_object_new_array();
 
-        for (size_t i = 0; i < r->clients.n; i++) {
-                struct json_object *o = process_object(r, &r->clients.clients[i], error);
-
-                if (!array || !o || json_object_array_add(array, o) < 0) {
-                        json_object_put(o);
-                        *error = -ENOMEM;
-                }
-        }
+        for (size_t i = 0; i < r->clients.n; i++)
+                append(array, process_object(r, i, error), error);
         return array;
 }
 
@@ -114,6 +186,8 @@ int report_print_json(const struct report *r, enum report_parts parts, FILE *f) 
         put(o, "counters", counters_object(&r->counters, &error), &error);
         if (parts == REPORT_WITH_PROCESSES)
                 put(o, "processes", processes_array(r, &error), &error);
+        if (r->with_domains)
+                put(o, "domains", domains_array(&r->domains, &error), &error);
         text = error == 0 ? json_object_to_json_string_ext(o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE) :
                             NULL;
         if (text)

@@ -7,10 +7,10 @@
 #include "ctl/report.h"
 
 static const char *const titles[] = { "PID", "COMMAND", "STATE", "REGISTERED", "MERGED", "ZERO", "SAVED", "PROFIT",
-                                      "UID", "DOMAIN", "PRESENT", "UNIQUE", "VMAS", "CPU" };
+                                      "UID", "DOMAIN", "PRESENT", "UNIQUE", "VMAS", "CPU", "UNIT" };
 #define N_COLUMNS 8
 #define N_COLUMNS_WIDE ((unsigned) ARRAY_SIZE(titles))
-#define TEXT_COLUMNS 6u /* COMMAND and STATE */
+#define TEXT_COLUMNS (6u | 1u << 14) /* COMMAND, STATE, UNIT */
 
 static void number_cell(struct table *t, uint64_t value) {
         char text[TEXT_BYTES];
@@ -19,7 +19,7 @@ static void number_cell(struct table *t, uint64_t value) {
         table_cell(t, text);
 }
 
-static void add_wide_cells(struct table *t, const struct client_element *client) {
+static void add_wide_cells(struct table *t, const struct client_element *client, const struct placement *place) {
         char text[TEXT_BYTES];
 
         number_cell(t, client->uid);
@@ -29,6 +29,7 @@ static void add_wide_cells(struct table *t, const struct client_element *client)
         snprintf(text, sizeof(text), "%u/%u", client->vmas_used, client->vma_budget);
         table_cell(t, text);
         table_cell(t, format_usec(text, client->cpu_usec));
+        table_cell(t, place && *place->unit ? place->unit : place && *place->cgroup ? place->cgroup : "-");
 }
 
 static void add_client(struct table *t, const struct report *r, const struct client_element *client, bool wide) {
@@ -43,7 +44,7 @@ static void add_client(struct table *t, const struct report *r, const struct cli
         table_cell(t, format_bytes(text, client_saved_bytes(&r->counters, client)));
         table_cell(t, format_bytes(text, client->profit_bytes));
         if (wide)
-                add_wide_cells(t, client);
+                add_wide_cells(t, client, r->places ? &r->places[client - r->clients.clients] : NULL);
 }
 
 static void add_total(struct table *t, const struct report *r, bool wide) {
@@ -84,6 +85,7 @@ static void add_total(struct table *t, const struct report *r, bool wide) {
         snprintf(text, sizeof(text), "%u/%u", sum.vmas_used, sum.vma_budget);
         table_cell(t, text);
         table_cell(t, format_usec(text, sum.cpu_usec));
+        table_cell(t, "");
 }
 
 static void print_totals(const struct report *r, FILE *f) {

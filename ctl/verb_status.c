@@ -1,4 +1,5 @@
 /* status: who is merged, how much that saves, and what is wrong. */
+#include <errno.h>
 #include <getopt.h>
 #include <math.h>
 #include <stdlib.h>
@@ -17,45 +18,117 @@
 #define WATCH_MAX_SEC 86400.0
 
 struct status_options {
-        bool wide, json, watch;
+        bool wide, json, watch, ranges, domains;
+        uint32_t pid; /* 0: all */
         double watch_sec;
 };
 
-static int fetch(struct admin *a, struct report *ret) {
+static void report_free(struct report *r) {
+        for (size_t i = 0; r->ranges && i < r->clients.n; i++)
+                range_list_free(&r->ranges[i]);
+        free(r->ranges);
+        free(r->places);
+        domain_list_free(&r->domains);
+        client_list_free(&r->clients);
+}
+
+static void keep_process(struct client_list *l, uint32_t pid) {
+        size_t n = 0;
+
+        for (size_t i = 0; i < l->n; i++)
+                if (l->clients[i].pid == pid)
+                        l->clients[n++] = l->clients[i];
+        l->n = n;
+}
+
+static int fetch_places(struct report *ret) {
+        ret->places = calloc(ret->clients.n + 1, sizeof(*ret->places));
+        if (!ret->places)
+                return -ENOMEM;
+        for (size_t i = 0; i < ret->clients.n; i++)
+                placement_of(ret->clients.clients[i].pid, &ret->places[i]);
+        return 0;
+}
+
+static int fetch_ranges(struct admin *a, struct report *ret) {
+        ret->ranges = calloc(ret->clients.n + 1, sizeof(*ret->ranges));
+        if (!ret->ranges)
+                return -ENOMEM;
+        for (size_t i = 0; i < ret->clients.n; i++) {
+                int r = admin_ranges(a, ret->clients.clients[i].client, &ret->ranges[i]);
+
+                if (r < 0 && r != -ENOENT) /* it has left meanwhile */
+                        return r;
+        }
+        return 0;
+}
+
+static int fetch(struct admin *a, const struct status_options *o, struct report *ret) {
         int r;
 
-        *ret = (struct report) { .welcome = a->welcome };
+        *ret = (struct report) { .welcome = a->welcome, .with_domains = o->domains };
         r = admin_counters(a, &ret->counters, &ret->uptime_usec);
         if (r == 0)
                 r = admin_tunables(a, &ret->tunables);
         if (r == 0)
                 r = admin_clients(a, &ret->clients);
+        if (r == 0 && o->pid)
+                keep_process(&ret->clients, o->pid);
+        if (r == 0)
+                r = fetch_places(ret);
+        if (r == 0 && o->ranges)
+                r = fetch_ranges(a, ret);
+        if (r == 0 && o->domains)
+                r = admin_domains(a, &ret->domains);
         return r;
 }
 
-/* One picture. Returns an error of the connection. */
+static int print(const struct report *r, const struct status_options *o) {
+        if (o->json)
+                return report_print_json(r, REPORT_WITH_PROCESSES, stdout);
+        if (o->pid)
+                return report_print_processes(r, stdout);
+        return o->domains ? report_print_domains(r, stdout) : report_print_status(r, o->wide, stdout);
+}
+
+/* One picture. Returns an error of the connection, or -ESRCH. */
 static int show(struct admin *a, const struct status_options *o) {
         struct report report;
-        int r = fetch(a, &report);
+        int r = fetch(a, o, &report);
 
-        if (r < 0)
+        if (r == 0 && o->pid && report.clients.n == 0)
+                r = -ESRCH;
+        if (r < 0) {
+                report_free(&report);
                 return r;
+        }
         if (o->watch && isatty(STDOUT_FILENO))
                 fputs("\033[H\033[2J", stdout);
-        if (o->json)
-                r = report_print_json(&report, REPORT_WITH_PROCESSES, stdout);
-        else
-                r = report_print_status(&report, o->wide, stdout);
-        client_list_free(&report.clients);
+        r = print(&report, o);
+        report_free(&report);
         if (r == 0 && fflush(stdout) != 0)
                 exit(STATUS_OSERR); /* the reader of a pipe has gone */
         return r;
 }
 
+static bool parse_pid(const char *text, uint32_t *ret) {
+        char *end;
+        long pid;
+
+        errno = 0;
+        pid = strtol(text, &end, 10);
+        if (errno || end == text || *end || pid <= 0 || pid > INT32_MAX)
+                return false;
+        *ret = (uint32_t) pid;
+        return true;
+}
+
 static int parse(int argc, char **argv, struct status_options *o) {
         static const struct option options[] = {
                 HELP_OPTION,
+                { "domains", no_argument, NULL, 'd' },
                 { "json", no_argument, NULL, 'j' },
+                { "ranges", no_argument, NULL, 'r' },
                 { "watch", optional_argument, NULL, 'w' },
                 { "wide", no_argument, NULL, 'W' },
                 { 0 },
@@ -68,8 +141,14 @@ static int parse(int argc, char **argv, struct status_options *o) {
                 case 'h':
                         verb_print_help(&verb_status);
                         exit(STATUS_OK);
+                case 'd':
+                        o->domains = true;
+                        break;
                 case 'j':
                         o->json = true;
+                        break;
+                case 'r':
+                        o->ranges = true;
                         break;
                 case 'W':
                         o->wide = true;
@@ -89,7 +168,12 @@ static int parse(int argc, char **argv, struct status_options *o) {
                 default:
                         return verb_usage(&verb_status);
                 }
-        return optind < argc ? verb_usage(&verb_status) : STATUS_OK;
+        if (optind < argc && !parse_pid(argv[optind++], &o->pid))
+                return verb_usage(&verb_status);
+        /* Of all processes they are for programs; domains have no table beside that of one process. */
+        if (optind < argc || (!o->json && ((o->ranges && !o->pid) || (o->domains && o->pid))))
+                return verb_usage(&verb_status);
+        return STATUS_OK;
 }
 
 static int run_status(const struct ctl *ctl, int argc, char **argv) {
@@ -112,6 +196,11 @@ static int run_status(const struct ctl *ctl, int argc, char **argv) {
                         break;
                 nanosleep(&pause, NULL);
         }
+        if (r == -ESRCH && o.pid) {
+                complain("process %u is not connected to the daemon, or not yours", o.pid);
+                admin_close(&a);
+                return STATUS_NO_PROCESS;
+        }
         status = r < 0 ? admin_explain(ctl, &a, r, "reading the status") : STATUS_OK;
         admin_close(&a);
         return status;
@@ -119,7 +208,7 @@ static int run_status(const struct ctl *ctl, int argc, char **argv) {
 
 const struct verb verb_status = {
         .name = "status",
-        .arguments = "[--watch[=SECONDS]] [--wide] [--json]",
+        .arguments = "[PID [--ranges] | --domains] [--watch[=SECONDS]] [--wide] [--json]",
         .summary = "processes, what each saves, totals, what is wrong",
         .help =
         "Shows every connected process and what merging saves.\n"
@@ -135,15 +224,21 @@ const struct verb verb_status = {
         "                of its cost, as PSS does; the parts add up to the total\n"
         "  PROFIT        what the process itself would have to hold more, less the daemon's books for it;\n"
         "                negative: merging costs more than it brings here\n"
+        "With a PID: everything about that process, a fact a line; the first six lines are those of the kernel's\n"
+        "/proc/PID/ksm_stat, in the same format and units. With --ranges also what each of its ranges holds.\n"
+        "With --domains: the sums of each merge domain; SHARED: distinct pages that MERGED maps, STORE: memory of\n"
+        "the daemon that holds them, WHO: what processes of the domain have in common.\n"
         "With --wide also UID, DOMAIN (who shares with whom), PRESENT (memory in use in the registered space),\n"
         "UNIQUE (looked at, no equal found), VMAS (mappings that merged runs take, of how many allowed), CPU\n"
-        "(time of the agent thread).\n"
+        "(time of the agent thread), UNIT (systemd's unit, else the control group).\n"
         "\n"
         "Below the table: totals, then what needs attention, each with what to do about it.\n"
         "\n"
         "Options:\n"
         "  -w, --watch[=SECONDS]  again every SECONDS (default 2) until interrupted\n"
         "  -W, --wide             more columns\n"
+        "      --ranges           sums of each range (with --json of all processes: range_list)\n"
+        "      --domains          sums of each merge domain (with --json: domains)\n"
         "      --json             the same as one JSON object (with --watch one a line)\n"
         "  -h, --help             this text",
         .run = run_status,

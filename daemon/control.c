@@ -100,6 +100,88 @@ static void send_clients(struct session *s, uint32_t after) {
         (void) session_send(s, MSG_CLIENTS_REPLY, &body, elements, n, -1);
 }
 
+/* "uid=0 unit=redis@.service": the facts of a key that are there. */
+static void domain_name(const struct core_domain_counters *d, char *name, size_t capacity) {
+        const char *key = d->key;
+        size_t n = 0;
+        for (size_t i = 0, length; i < d->key_size; i += length + 1) {
+                const char *end = memchr(key + i, '\n', d->key_size - i);
+                length = end ? (size_t) (end - key) - i : d->key_size - i;
+                if (length == 0 || key[i + length - 1] == '=')
+                        continue;
+                if (n > 0 && n < capacity - 1)
+                        name[n++] = ' ';
+                size_t fits = MIN(length, capacity - 1 - n);
+                memcpy(name + n, key + i, fits);
+                n += fits;
+        }
+}
+
+static bool has_process_of(const struct manager *m, uint32_t domain, uid_t uid) {
+        IDMAP_FOREACH(&m->clients, e) {
+                const struct client *c = e->value;
+                if (c->domain->id == domain && c->session->peer.uid == uid)
+                        return true;
+        }
+        return false;
+}
+
+static void send_domains(struct session *s, uint32_t after) {
+        struct manager *m = s->manager;
+        struct core_domain_counters sums[DOMAINS_MAX];
+        struct domain_element elements[DOMAINS_MAX];
+        unsigned n_sums = core_domain_counters(m->core, after, sums, DOMAINS_MAX), n = 0;
+        struct msg_domains_reply body = { .next = n_sums == DOMAINS_MAX ? sums[n_sums - 1].domain : 0 };
+        for (unsigned i = 0; i < n_sums; i++) {
+                const struct core_domain_counters *d = &sums[i];
+                if (!is_privileged(s) && !has_process_of(m, d->domain, s->peer.uid))
+                        continue;
+                elements[n] = (struct domain_element){
+                        .domain = d->domain,
+                        .n_clients = d->n_clients,
+                        .n_segments = d->n_segments,
+                        .registered_pages = d->registered_pages,
+                        .tracked_pages = d->tracked_pages,
+                        .merged_pages = d->merged_pages,
+                        .zero_pages = d->zero_pages,
+                        .unshared_pages = d->unshared_pages,
+                        .volatile_pages = d->volatile_pages,
+                        .shared_pages = d->shared_pages,
+                        .segment_pages = d->segment_pages,
+                        .dead_pages = d->dead_pages,
+                };
+                domain_name(d, elements[n].key, sizeof(elements[n].key));
+                n++;
+        }
+        (void) session_send(s, MSG_DOMAINS_REPLY, &body, elements, n, -1);
+}
+
+static void send_ranges(struct session *s, const struct msg_ranges_request *request) {
+        struct core_range_counters sums[CLIENT_RANGES_REPLY_MAX];
+        struct client_range_element elements[CLIENT_RANGES_REPLY_MAX];
+        struct msg_ranges_reply body;
+        const struct client *c = client_find(s->manager, request->client);
+        int n = c && (is_privileged(s) || c->session->peer.uid == s->peer.uid)
+                        ? core_range_counters(s->manager->core, c->id, request->page, sums, CLIENT_RANGES_REPLY_MAX, &body.next)
+                        : -ENOENT;
+        if (n < 0) {
+                done(s, -n, 0, 0);
+                return;
+        }
+        for (int i = 0; i < n; i++)
+                elements[i] = (struct client_range_element){
+                        .page = sums[i].page,
+                        .n_pages = sums[i].n_pages,
+                        .tracked_pages = sums[i].tracked_pages,
+                        .merged_pages = sums[i].merged_pages,
+                        .zero_pages = sums[i].zero_pages,
+                        .unshared_pages = sums[i].unshared_pages,
+                        .flags = (sums[i].is_unmerged ? (uint32_t) RANGE_UNMERGED : 0) |
+                                 (sums[i].is_continued ? (uint32_t) RANGE_CONTINUED : 0),
+                };
+        (void) session_send(s, MSG_RANGES_REPLY, &body, elements, (uint32_t) n, -1);
+}
+
 static void set_tunable(struct session *s, const struct msg_tunable_set *body) {
         if (!is_privileged(s)) {
                 done(s, EPERM, 0, 0);
@@ -173,6 +255,12 @@ void control_frame(struct session *s, const struct frame *f) {
                 break;
         case MSG_ADMIN_MERGE:
                 start_request(s, ((const struct msg_admin_merge *) f->body)->pid, true);
+                break;
+        case MSG_DOMAINS_REQUEST:
+                send_domains(s, ((const struct msg_domains_request *) f->body)->after);
+                break;
+        case MSG_RANGES_REQUEST:
+                send_ranges(s, f->body);
                 break;
         case MSG_ADMIN_UNMERGE:
                 start_request(s, ((const struct msg_admin_unmerge *) f->body)->pid, false);

@@ -115,6 +115,13 @@ static const struct field_rule rules[] = {
         RESERVED(ADMIN_UNMERGE, msg_admin_unmerge, reserved),
         NUMBER(ADMIN_DONE, msg_admin_done, error, 0, MAX_ERRNO),
         RESERVED(ADMIN_DONE, msg_admin_done, reserved),
+        RESERVED(DOMAINS_REQUEST, msg_domains_request, reserved),
+        RESERVED(DOMAINS_REPLY, msg_domains_reply, reserved),
+        ELEMENT_RESERVED(DOMAINS_REPLY, domain_element, reserved),
+        ELEMENT_TEXT(DOMAINS_REPLY, domain_element, key),
+        RESERVED(RANGES_REQUEST, msg_ranges_request, reserved),
+        ELEMENT_NUMBER(RANGES_REPLY, client_range_element, flags, 0, RANGE_FLAGS_ALL),
+        ELEMENT_RESERVED(RANGES_REPLY, client_range_element, reserved),
 };
 
 static const struct message_shape *find_shape(uint16_t type) {
@@ -245,6 +252,32 @@ static enum codec_error check_clients(const struct frame *f) {
         return CODEC_OK;
 }
 
+/* Ids ascend, and `next` is none before the last: a reader who follows it comes to an end. */
+static enum codec_error check_domains(const struct frame *f) {
+        const struct msg_domains_reply *reply = f->body;
+        const struct domain_element *domain = f->elements;
+
+        for (uint32_t i = 1; i < f->count; i++)
+                if (domain[i].domain <= domain[i - 1].domain)
+                        return CODEC_VALUE;
+        return reply->next == 0 || f->count == 0 || reply->next >= domain[f->count - 1].domain ? CODEC_OK : CODEC_VALUE;
+}
+
+static enum codec_error check_client_ranges(const struct frame *f) {
+        const struct msg_ranges_reply *reply = f->body;
+        const struct client_range_element *range = f->elements;
+        const uint64_t limit = ADDRESS_LIMIT >> KSM_PAGE_SHIFT;
+        uint64_t end = 0;
+
+        for (uint32_t i = 0; i < f->count; i++) {
+                if (range[i].page < end || range[i].page >= limit || range[i].n_pages == 0 ||
+                    range[i].n_pages > limit - range[i].page)
+                        return CODEC_VALUE;
+                end = range[i].page + range[i].n_pages;
+        }
+        return reply->next == 0 || (f->count > 0 && reply->next >= end && reply->next <= limit) ? CODEC_OK : CODEC_VALUE;
+}
+
 static enum codec_error check_relations(const struct frame *f) {
         const struct msg_merge_request *request;
 
@@ -262,6 +295,10 @@ static enum codec_error check_relations(const struct frame *f) {
                 return check_runs(f);
         case MSG_CLIENTS_REPLY:
                 return check_clients(f);
+        case MSG_DOMAINS_REPLY:
+                return check_domains(f);
+        case MSG_RANGES_REPLY:
+                return check_client_ranges(f);
         default:
                 return CODEC_OK;
         }

@@ -247,6 +247,45 @@ struct msg_tunable_set {
         uint32_t id, reserved;
         int64_t value;
 };
+/* Sums of each merge domain. next: id to continue after, 0: that was all. Who is not privileged is told of those of his own processes. */
+struct msg_domains_request {
+        uint32_t after; /* domain id; 0 = from the first */
+        uint32_t reserved;
+};
+struct domain_element {
+        uint32_t domain, n_clients, n_segments, reserved;
+        uint64_t registered_pages, tracked_pages, merged_pages, zero_pages, unshared_pages, volatile_pages;
+        uint64_t shared_pages; /* distinct ones: merged_pages - shared_pages are saved */
+        uint64_t segment_pages, dead_pages; /* written ones; of them, those that nobody shares */
+        char key[96]; /* NUL padded, display only: "uid=1000 scope=/app.slice"; cut off at the end */
+};
+struct msg_domains_reply {
+        uint32_t next;
+        uint32_t reserved;
+};
+#define DOMAINS_MAX 64
+
+/* Sums of each range of a client, from a page on; answered by ADMIN_DONE with ENOENT when there is no such client that the asker may see. */
+struct msg_ranges_request {
+        uint32_t client, reserved;
+        uint64_t page; /* address >> 12 */
+};
+/* A range, or a piece of one: then the next begins where this one ends, and both are the same range. */
+struct client_range_element {
+        uint64_t page, n_pages, tracked_pages, merged_pages, zero_pages, unshared_pages;
+        uint32_t flags; /* enum range_flags */
+        uint32_t reserved;
+};
+enum range_flags {
+        RANGE_UNMERGED = 1 << 0,  /* taken out of merging by ADMIN_UNMERGE */
+        RANGE_CONTINUED = 1 << 1, /* a piece: the range goes on behind it */
+        RANGE_FLAGS_ALL = RANGE_UNMERGED | RANGE_CONTINUED,
+};
+struct msg_ranges_reply {
+        uint64_t next; /* page to continue from, above all pages of this reply; 0: that was all */
+};
+#define CLIENT_RANGES_REPLY_MAX 256
+
 /* pid 0 = all processes. The reply ADMIN_DONE comes when it is done; others are served meanwhile. */
 struct msg_admin_merge {
         uint32_t pid, reserved;
@@ -292,7 +331,11 @@ enum message_role { ROLE_AGENT = 1, ROLE_ADMIN = 2, ROLE_DAEMON = 4 }; /* who ma
         X(40, TUNABLE_SET, ROLE_ADMIN, struct msg_tunable_set, uint8_t, 0, 0)                                         \
         X(41, ADMIN_MERGE, ROLE_ADMIN, struct msg_admin_merge, uint8_t, 0, 0)                                         \
         X(42, ADMIN_UNMERGE, ROLE_ADMIN, struct msg_admin_unmerge, uint8_t, 0, 0)                                     \
-        X(43, ADMIN_DONE, ROLE_DAEMON, struct msg_admin_done, uint8_t, 0, 0)
+        X(43, ADMIN_DONE, ROLE_DAEMON, struct msg_admin_done, uint8_t, 0, 0)                                          \
+        X(44, DOMAINS_REQUEST, ROLE_ADMIN, struct msg_domains_request, uint8_t, 0, 0)                                 \
+        X(45, DOMAINS_REPLY, ROLE_DAEMON, struct msg_domains_reply, struct domain_element, DOMAINS_MAX, 0)            \
+        X(46, RANGES_REQUEST, ROLE_ADMIN, struct msg_ranges_request, uint8_t, 0, 0)                                   \
+        X(47, RANGES_REPLY, ROLE_DAEMON, struct msg_ranges_reply, struct client_range_element, CLIENT_RANGES_REPLY_MAX, 0)
 
 enum message_type {
 #define X(number, NAME, ...) MSG_##NAME = number,

@@ -274,7 +274,7 @@ static void check_entry(void *userdata, struct index_entry e) {
 
 static const char *check_domain(struct core *c, struct domain *d, struct totals *t) {
         struct entries x = { .c = c, .d = d };
-        uint64_t registered = 0, given = 0, leaving = 0, dead = 0, unshared = 0;
+        uint64_t registered = 0, given = 0, leaving = 0, dead = 0, unshared = 0, shared = t->shared;
 
         for (uint32_t u = 0; u < d->n_units; u++) {
                 struct segment *s = d->units[u];
@@ -291,6 +291,7 @@ static const char *check_domain(struct core *c, struct domain *d, struct totals 
         }
         REQUIRE(!d->cleaning || segment_of(d, d->cleaning->base) == d->cleaning, "a segment is cleaned that went");
         REQUIRE(given == d->given_slots && leaving == d->leaving_slots && dead == d->dead_slots, "slots of a domain are miscounted");
+        REQUIRE(t->shared - shared == d->slots_shared, "shared pages of a domain are miscounted");
         index_each(&d->index, check_entry, &x);
         if (x.error)
                 return x.error;

@@ -247,6 +247,24 @@ struct core_client_counters {
 };
 int core_client_counters(const struct core *c, uint32_t client, struct core_client_counters *ret);
 
+/* Sums of the domains with ids above `after`, at most max of them, ascending. Returns how many. O(clients + domains * max). */
+struct core_domain_counters {
+        uint32_t domain, n_clients, n_segments;
+        const void *key; /* as given to core_domain; until the next call that changes something */
+        size_t key_size;
+        uint64_t registered_pages, tracked_pages, merged_pages, zero_pages, unshared_pages, volatile_pages;
+        uint64_t shared_pages, segment_pages, dead_pages;
+};
+unsigned core_domain_counters(const struct core *c, uint32_t after, struct core_domain_counters *ret, unsigned max);
+/* Sums of the client's ranges from `page` on, ascending: at most max of them, and at most a millisecond's work or two. A range that does
+ * not fit comes in pieces. Returns how many, or -ENOENT; *ret_next: page to go on from, 0: that was all. */
+struct core_range_counters {
+        uint64_t page, n_pages;
+        uint64_t tracked_pages, merged_pages, zero_pages, unshared_pages;
+        bool is_unmerged, is_continued;
+};
+int core_range_counters(struct core *c, uint32_t client, uint64_t page, struct core_range_counters *ret, unsigned max, uint64_t *ret_next);
+
 /* Recomputes every invariant (I4, I5) and counter from scratch; NULL = all hold, else static text naming the
  * first that does not. Slow: tests and debug builds. */
 const char *core_check(struct core *c);

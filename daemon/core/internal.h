@@ -166,6 +166,7 @@ struct domain {
         bool is_full;             /* a publish was refused by the bound on its slots, or for memory */
         uint64_t registered_pages;
         uint64_t given_slots, dead_slots; /* of its segments: being written, live or dead; of them dead */
+        uint64_t slots_shared;            /* slots with sharers */
         uint64_t leaving_slots;           /* given, in segments that have been cleaned or are */
         bool is_reading;
         struct turn_list turns[TURN_KINDS];

@@ -302,9 +302,11 @@ void slot_unpend(struct core *c, struct domain *d, uint32_t slot) {
 
 static void count_sharers(struct core *c, struct segment *segment, struct slot *s, int change) {
         c->slots_shared -= s->sharers > 0;
+        domain_at(c, segment->domain)->slots_shared -= s->sharers > 0;
         segment->n_lonely -= s->sharers == 1;
         s->sharers = (s->sharers + (uint32_t) change) & SLOT_SHARERS_MAX;
         c->slots_shared += s->sharers > 0;
+        domain_at(c, segment->domain)->slots_shared += s->sharers > 0;
         segment->n_lonely += s->sharers == 1;
         segment->n_sharers += (uint32_t) change;
         c->slots_sharers += (uint64_t) (int64_t) change;

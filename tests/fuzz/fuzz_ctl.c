@@ -9,6 +9,8 @@
 #include "ctl/report.h"
 #include "tests/fuzz/fuzz.h"
 
+#define RANGE_LISTS_MAX 4096
+
 /* As the verbs do with each reply. */
 static void take_frame(const struct frame *f, struct report *r) {
         switch (f->type) {
@@ -26,9 +28,22 @@ static void take_frame(const struct frame *f, struct report *r) {
                 if (client_list_append(&r->clients, f) < 0)
                         abort();
                 break;
+        case MSG_DOMAINS_REPLY:
+                r->with_domains = true;
+                if (domain_list_append(&r->domains, f) < 0)
+                        abort();
+                break;
+        case MSG_RANGES_REPLY: /* of the first client */
+                if (!r->ranges && !(r->ranges = calloc(RANGE_LISTS_MAX, sizeof(*r->ranges))))
+                        abort();
+                if (range_list_append(&r->ranges[0], f) < 0)
+                        abort();
+                break;
         default:
                 break;
         }
+        if (r->clients.n > RANGE_LISTS_MAX)
+                r->clients.n = RANGE_LISTS_MAX;
 }
 
 static void print(const struct report *r) {
@@ -37,7 +52,7 @@ static void print(const struct report *r) {
         FILE *f = open_memstream(&text, &size);
 
         if (!f || report_print_status(r, true, f) < 0 || report_print_json(r, REPORT_WITH_PROCESSES, f) < 0 ||
-            report_print_counters(r, f) < 0 || fclose(f) != 0)
+            report_print_counters(r, f) < 0 || report_print_processes(r, f) < 0 || report_print_domains(r, f) < 0 || fclose(f) != 0)
                 abort();
         for (size_t i = 0; i < size; i++)
                 if (!isprint((unsigned char) text[i]) && text[i] != '\n')
@@ -64,6 +79,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                 size -= n;
         }
         print(&r);
+        if (r.ranges)
+                range_list_free(&r.ranges[0]);
+        free(r.ranges);
+        domain_list_free(&r.domains);
         client_list_free(&r.clients);
         return 0;
 }

@@ -95,6 +95,41 @@ static void send_clients(int fd, uint32_t after) {
         send_frame(fd, MSG_CLIENTS_REPLY, &reply, c, n);
 }
 
+/* 70 domains, the last of them in a second reply. */
+static void send_domains(int fd, uint32_t after) {
+        struct domain_element d[DOMAINS_MAX] = { 0 };
+        struct msg_domains_reply reply = { 0 };
+        uint32_t n = 0;
+
+        for (uint32_t id = after + 1; id <= 70 && n < DOMAINS_MAX; id++, n++) {
+                d[n] = (struct domain_element) {
+                        .domain = id, .n_clients = 2, .registered_pages = 1 << 18, .merged_pages = 512, .shared_pages = 256, .segment_pages = 256
+                };
+                strcpy(d[n].key, id == 1 ? "uid=0 unit=\033[2J" : "uid=1000");
+        }
+        if (n == DOMAINS_MAX)
+                reply.next = d[n - 1].domain;
+        send_frame(fd, MSG_DOMAINS_REPLY, &reply, d, n);
+}
+
+/* Two ranges, the first in two pieces. */
+static void send_ranges(int fd, const struct msg_ranges_request *request) {
+        struct client_range_element e[2] = { { .page = 16, .n_pages = 100, .tracked_pages = 50, .merged_pages = 40, .flags = RANGE_CONTINUED } };
+        struct msg_ranges_reply reply = { .next = 116 };
+        uint32_t n = 1;
+
+        if (request->page > 0) {
+                e[0] = (struct client_range_element) { .page = 116, .n_pages = 900, .tracked_pages = 1, .zero_pages = 7 };
+                e[1] = (struct client_range_element) { .page = 5000, .n_pages = 1, .unshared_pages = 1, .flags = RANGE_UNMERGED };
+                reply.next = 0;
+                n = 2;
+        }
+        if (request->client > N_CLIENTS)
+                send_done(fd, ENOENT, 0, 0);
+        else
+                send_frame(fd, MSG_RANGES_REPLY, &reply, e, n);
+}
+
 static void send_tunables(int fd) {
         struct msg_tunables_reply reply = { 0 };
         struct tunable_element t[TUNABLE_MAX_];
@@ -152,6 +187,12 @@ static void serve(int fd) {
                         break;
                 case MSG_TUNABLE_SET:
                         set_tunable(fd, set);
+                        break;
+                case MSG_DOMAINS_REQUEST:
+                        send_domains(fd, ((const struct msg_domains_request *) message.frame.body)->after);
+                        break;
+                case MSG_RANGES_REQUEST:
+                        send_ranges(fd, message.frame.body);
                         break;
                 case MSG_ADMIN_MERGE:
                 case MSG_ADMIN_UNMERGE:

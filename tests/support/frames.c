@@ -82,6 +82,30 @@ static void random_clients(struct client_element *client, uint32_t count, uint64
         }
 }
 
+static void random_domains(struct msg_domains_reply *reply, struct domain_element *domain, uint32_t count, uint64_t *state) {
+        uint32_t id = 0;
+
+        for (uint32_t i = 0; i < count; i++) {
+                domain[i].domain = id += 1 + (uint32_t) random_below(state, 1000);
+                domain[i].reserved = 0;
+                random_text(domain[i].key, sizeof(domain[i].key), state);
+        }
+        *reply = (struct msg_domains_reply) { .next = random_below(state, 2) ? id : 0 };
+}
+
+static void random_client_ranges(struct msg_ranges_reply *reply, struct client_range_element *range, uint32_t count, uint64_t *state) {
+        uint64_t end = 0;
+
+        for (uint32_t i = 0; i < count; i++) {
+                range[i].page = end + random_below(state, 1 << 20);
+                range[i].n_pages = 1 + random_below(state, 1 << 20);
+                range[i].flags = (uint32_t) random_below(state, RANGE_FLAGS_ALL + 1);
+                range[i].reserved = 0;
+                end = range[i].page + range[i].n_pages;
+        }
+        *reply = (struct msg_ranges_reply) { .next = random_below(state, 2) ? end : 0 };
+}
+
 /* Makes the random bytes of body and elements valid. */
 static uint32_t tame(uint16_t type, void *body, void *elements, uint32_t count, uint64_t *state) {
         union {
@@ -190,6 +214,14 @@ static uint32_t tame(uint16_t type, void *body, void *elements, uint32_t count, 
                         run[i].slot = (uint32_t) random_below(state, SEGMENT_SLOTS_MAX - run[i].n_pages);
                 }
                 break;
+        case MSG_DOMAINS_REPLY:
+                random_domains(body, elements, count, state);
+                break;
+        case MSG_RANGES_REPLY:
+                random_client_ranges(body, elements, count, state);
+                break;
+        case MSG_RANGES_REQUEST:
+        case MSG_DOMAINS_REQUEST:
         case MSG_CLIENTS_REQUEST:
         case MSG_SEGMENT_DROP: /* first word free, second reserved */
                 ((uint32_t *) body)[1] = 0;

@@ -247,6 +247,18 @@ static const struct bad_field bad_fields[] = {
         BODY(ADMIN_UNMERGE, msg_admin_unmerge, reserved, 1, CODEC_RESERVED),
         BODY(ADMIN_DONE, msg_admin_done, error, (uint32_t) -1, CODEC_VALUE),
         BODY(ADMIN_DONE, msg_admin_done, reserved, 1, CODEC_RESERVED),
+        BODY(DOMAINS_REQUEST, msg_domains_request, reserved, 1, CODEC_RESERVED),
+        BODY(DOMAINS_REPLY, msg_domains_reply, reserved, 1, CODEC_RESERVED),
+        BODY(DOMAINS_REPLY, msg_domains_reply, next, 1, CODEC_VALUE),
+        ELEMENT(DOMAINS_REPLY, domain_element, reserved, 1, CODEC_RESERVED),
+        BODY(RANGES_REQUEST, msg_ranges_request, reserved, 1, CODEC_RESERVED),
+        BODY(RANGES_REPLY, msg_ranges_reply, next, 1, CODEC_VALUE),
+        BODY(RANGES_REPLY, msg_ranges_reply, next, UINT64_MAX, CODEC_VALUE),
+        ELEMENT(RANGES_REPLY, client_range_element, flags, RANGE_FLAGS_ALL + 1, CODEC_VALUE),
+        ELEMENT(RANGES_REPLY, client_range_element, page, ADDRESS_LIMIT >> KSM_PAGE_SHIFT, CODEC_VALUE),
+        ELEMENT(RANGES_REPLY, client_range_element, n_pages, 0, CODEC_VALUE),
+        ELEMENT(RANGES_REPLY, client_range_element, n_pages, UINT64_MAX, CODEC_VALUE),
+        ELEMENT(RANGES_REPLY, client_range_element, reserved, 1, CODEC_RESERVED),
 };
 
 static void test_bad_fields(void **state) {
@@ -279,6 +291,7 @@ static void test_text(void **state) {
                 { MSG_REFUSED, 0, offsetof(struct msg_refused, reason), 112 },
                 { MSG_ADMIN_WELCOME, 0, offsetof(struct msg_admin_welcome, version), 56 },
                 { MSG_CLIENTS_REPLY, 1, offsetof(struct client_element, comm), 16 },
+                { MSG_DOMAINS_REPLY, 1, offsetof(struct domain_element, key), 96 },
         };
 
         for (size_t i = 0; i < ARRAY_SIZE(texts); i++) {

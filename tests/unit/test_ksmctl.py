@@ -89,6 +89,41 @@ class Test(unittest.TestCase):
             self.assertEqual(status["processes"][1]["state"], "raw")
             self.assertEqual(status["processes"][0]["saved_bytes"], 16 * 4096)
 
+    def test_one_process(self):
+        with Daemon("normal") as d:
+            result = d.ctl("status", "1002")
+            self.expect(result, 0)
+            lines = result.stdout.splitlines()
+            self.assertEqual(lines[:6], ["ksm_rmap_items 0", "ksm_zero_pages 1", "ksm_merging_pages 20", "ksm_process_profit -8192",
+                                         "ksm_merge_any: no", "ksm_mergeable: no"])
+            self.assertIn("state raw", lines)
+            self.assertIn("unit -", lines)  # there is no such process on this machine, or it is somebody else's
+            result = d.ctl("status", "1002", "--ranges")
+            self.expect(result, 0)
+            rows = [line.split() for line in result.stdout.splitlines()[-2:]]
+            self.assertEqual(rows, [["10000", "3.91", "MiB", "204", "KiB", "160", "KiB", "28.0", "KiB", "0", "mergeable"],
+                                    ["1388000", "4.00", "KiB", "0", "0", "0", "4.00", "KiB", "unmerged"]])
+            process, = json.loads(d.ctl("status", "1002", "--ranges", "--json").stdout)["processes"]
+            self.assertEqual((process["ksm_merging_pages"], process["mergeable"]), (20, False))
+            self.assertEqual([(r["start"], r["bytes"], r["tracked_bytes"]) for r in process["range_list"]],
+                             [(16 * 4096, 1000 * 4096, 51 * 4096), (5000 * 4096, 4096, 0)])
+            self.expect(d.ctl("status", "999"), 67, "process 999 is not connected")
+            for bad in (["0"], ["x"], ["1", "2"], ["--ranges"], ["1002", "--domains"], ["-1"]):
+                self.expect(d.ctl("status", *bad), 64, "usage" if bad != ["-1"] else "ksmctl")
+
+    def test_domains(self):
+        with Daemon("normal") as d:
+            result = d.ctl("status", "--domains")
+            self.expect(result, 0)
+            lines = result.stdout.splitlines()
+            self.assertEqual(len(lines), 1 + 70 + 2)
+            self.assertTrue(lines[1].endswith("uid=0 unit=?[2J"), lines[1])
+            self.assertEqual(lines[-1].split()[:2], ["70", "140"])
+            self.assertIn("domains in all", lines[-1])
+            domains = json.loads(d.ctl("status", "--domains", "--json").stdout)["domains"]
+            self.assertEqual([x["domain"] for x in domains], list(range(1, 71)))
+            self.assertEqual((domains[0]["shared_bytes"], domains[0]["processes"]), (1 << 20, 2))
+
     def test_tunables(self):
         with Daemon("normal") as d:
             self.expect(d.ctl("get", "run"), 0, stdout="1\n")

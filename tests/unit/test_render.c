@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "common/cleanup.h"
+#include "ctl/placement.h"
 #include "ctl/render.h"
 
 static void test_bytes(void **state) {
@@ -89,6 +90,30 @@ static void test_parts_add_up(void **state) {
         assert_int_equal(client_saved_bytes(&c, &clients[0]), 70 * 4096); /* no shared pages at all */
 }
 
+static void test_placement(void **state) {
+        static const struct {
+                const char *text, *cgroup, *unit;
+        } cases[] = {
+                { "0::/system.slice/system-redis.slice/redis@1.service\n", "/system.slice/system-redis.slice/redis@1.service", "redis@1.service" },
+                { "0::/user.slice/user-1000.slice/user@1000.service/app.slice/app-x.scope\n",
+                  "/user.slice/user-1000.slice/user@1000.service/app.slice/app-x.scope", "app-x.scope" },
+                { "12:cpu:/a\n0::/docker/0123\n", "/docker/0123", "" },
+                { "0::/a.service/sub\n", "/a.service/sub", "a.service" },
+                { "0::/", "/", "" },
+                { "0::/.service\n", "/.service", "" },
+                { "0::/\033[2J.service", "/?[2J.service", "?[2J.service" },
+                { "1:name=systemd:/x.service\n", "", "" },
+                { "", "", "" },
+        };
+        struct placement p;
+
+        for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+                placement_parse(cases[i].text, &p);
+                assert_string_equal(p.cgroup, cases[i].cgroup);
+                assert_string_equal(p.unit, cases[i].unit);
+        }
+}
+
 static void test_turn_quantiles(void **state) {
         struct counters c = { 0 };
 
@@ -131,7 +156,7 @@ static void test_table(void **state) {
 
 int main(void) {
         const struct CMUnitTest tests[] = {
-                cmocka_unit_test(test_bytes), cmocka_unit_test(test_usec),  cmocka_unit_test(test_names), cmocka_unit_test(test_turn_quantiles),
+                cmocka_unit_test(test_bytes), cmocka_unit_test(test_usec),  cmocka_unit_test(test_names), cmocka_unit_test(test_placement), cmocka_unit_test(test_turn_quantiles),
                 cmocka_unit_test(test_parts_add_up), cmocka_unit_test(test_table),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
