@@ -84,3 +84,8 @@ PROBE probe_ksm_remove_ksm_page(uint64_t ksm_page) {
 PROBE probe_ksm_remove_rmap_item(uint64_t ksm_page, uint64_t item, uint64_t client) {
         PROBE_3(ksm_remove_rmap_item, ksm_page, item, client);
 }
+
+/* The advisor (advisor_mode=scan-time) has set pages_to_scan after a full scan that took so many seconds and so much of a core. */
+PROBE probe_ksm_advisor(int64_t scan_time_sec, uint64_t pages_to_scan, uint32_t cpu_percent) {
+        PROBE_3(ksm_advisor, scan_time_sec, pages_to_scan, cpu_percent);
+}

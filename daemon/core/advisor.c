@@ -6,6 +6,7 @@
  * - A scan is timed from its own beginning, and charged with its own CPU time, from the first on. The kernel's first result after
  *   scan-time was set is about the time since boot.
  * - What the kernel's products would wrap at does not fit here either, and is the greatest there is. */
+#include "common/probes.h"
 #include "daemon/core/internal.h"
 
 /* Percent of the newest value in the moving average. */
@@ -36,7 +37,9 @@ uint64_t advisor_step(struct advisor *a, const struct tunables *t, uint64_t scan
         pages = MAX(pages, (unsigned __int128) t->advisor_min_pages_to_scan);
         a->change = change;
         a->scan_sec = scan_sec;
-        return at_least_1((uint64_t) pages); /* with 0 the next scan would never end */
+        pages = MAX(pages, 1U);
+        probe_ksm_advisor((int64_t) scan_sec, (uint64_t) pages, (uint32_t) cpu_percent);
+        return (uint64_t) pages; /* with 0 the next scan would never end */
 }
 
 static void set_pages(struct core *c, uint64_t pages) {

@@ -85,10 +85,20 @@ def test_hits_tell_the_story():
         until(lambda: {where[item][1] for ksm_page, item, c in probes.look()["ksm_remove_rmap_item"]
                        if c == client[a.pid] and where[item][0] == ksm_page} >= poked, 10, "a hit for each page written")
 
+        d.ctl("set", "advisor_mode=scan-time", "advisor_min_pages_to_scan=777")
+        assert not hits["ksm_advisor"], hits["ksm_advisor"]
+        until(lambda: probes.look()["ksm_advisor"], 10, "the advisor has set pages_to_scan")
+        d.ctl("set", "run=0")
+        seconds, pages, percent = probes.look()["ksm_advisor"][-1]
+        assert d.ctl("get", "pages_to_scan").stdout.strip() == str(pages) and 777 <= pages <= 30000, (pages, d.ctl("get").stdout)
+        assert seconds >= 1 and 1 <= percent <= 10000, (seconds, percent)
+        d.ctl("set", "run=1", "advisor_mode=none")
+
         for v in victims:
             v.quit()
         gone = {ksm_page for ksm_page, _ in where.values()}
         until(lambda: {p for p, in probes.look()["ksm_remove_ksm_page"]} >= gone, 10, "a hit for each shared page that goes")
+        until(lambda: len(probes.look()["ksm_exit"]) == 2, 10, "two processes leave")
         assert sorted(hits["ksm_exit"]) == sorted((number, pid) for pid, number in client.items()), hits["ksm_exit"]
         test_scans_follow_each_other(probes)
         print("  " + ", ".join(f"{name} {len(found)}" for name, found in hits.items()))
