@@ -112,11 +112,16 @@ static void judge_heat(struct core *c, struct client *cl, uint32_t block, unsign
 
 /* -- the pass ---------------------------------------------------------------------------------------------------------- */
 
+static void full_scan_begin(struct core *c) {
+        if (c->in_full_scan)
+                return;
+        c->in_full_scan = true;
+        probe_ksm_start_scan((uint64_t) c->counters.full_scans, states_tracked(c->states));
+}
+
 static void pass_begin(struct core *c, struct client *cl, uint64_t now_usec) {
-        if (cl->in_epoch && !c->in_full_scan) {
-                c->in_full_scan = true;
-                probe_ksm_start_scan((uint64_t) c->counters.full_scans, states_tracked(c->states));
-        }
+        if (cl->in_epoch)
+                full_scan_begin(c);
         cl->in_pass = true;
         cl->is_looking = false;
         cl->pass++;
@@ -145,6 +150,7 @@ static void epoch_count(struct core *c, struct client *cl, uint64_t now_usec) {
         cl->has_counted = true;
         if (c->n_epoch_counted < c->n_epoch_clients)
                 return;
+        full_scan_begin(c); /* it may be all of passes that were under way when the one before ended, after clients have left */
         probe_ksm_stop_scan((uint64_t) c->counters.full_scans, states_tracked(c->states));
         c->in_full_scan = false;
         c->counters.full_scans++;
