@@ -72,7 +72,8 @@
         X(pages_adopted, PAGES, "merged pages that processes reported: mapped since before this daemon, or a fork")    \
         X(sessions_refused, COUNT, "connections refused so far because descriptors, memory or places were lacking") \
         X(memory_left_bytes, BYTES, "memory that the limits of the daemon's control groups leave it; 2^63 - 1: no limit")                 \
-        X(memory_short, COUNT, "1: too little of it is left to share anything new")
+        X(memory_short, COUNT, "1: too little of it is left to share anything new")                                  \
+        X(dups_for_runs, COUNT, "of stable_node_dups, those kept because dropping them would split a run")
 
 enum counter_unit { UNIT_COUNT, UNIT_PAGES, UNIT_BYTES, UNIT_USEC };
 

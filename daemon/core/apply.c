@@ -66,10 +66,6 @@ static bool plan_restore(struct plan *p) {
         return p->mask;
 }
 
-static bool are_neighbours(const struct domain *d, uint32_t a, uint32_t b) {
-        return a != NIL && b == a + 1 && segment_of(d, a) == segment_of(d, b);
-}
-
 /* Length of the run of matched pages with consecutive slots that begins at i. */
 static unsigned run_length(const struct plan *p, unsigned i) {
         const struct domain *d = client_domain(p->c, p->cl);
@@ -77,7 +73,7 @@ static unsigned run_length(const struct plan *p, unsigned i) {
         unsigned n = 1;
 
         while (i + n < BLOCK_PAGES && record_state(b->page[i + n]) == PAGE_MATCHED &&
-               are_neighbours(d, page_slot(p->c, b, i + n - 1), page_slot(p->c, b, i + n)))
+               slots_are_neighbours(d, page_slot(p->c, b, i + n - 1), page_slot(p->c, b, i + n)))
                 n++;
         return n;
 }
@@ -162,7 +158,7 @@ static void fill_extents(const struct plan *p, struct core_apply *ret) {
                         e = NULL;
                         continue;
                 }
-                if (e && (slot == NIL || are_neighbours(d, page_slot(p->c, b, i - 1), slot))) {
+                if (e && (slot == NIL || slots_are_neighbours(d, page_slot(p->c, b, i - 1), slot))) {
                         e->n_pages++;
                         continue;
                 }

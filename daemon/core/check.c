@@ -15,7 +15,7 @@ static const char no_memory[] = "no memory";
 struct totals {
         uint64_t states[PAGE_STATES];
         uint64_t blocks, extents, vmas, registered;
-        uint64_t segments, written, dead, sharers, shared, chains, dups;
+        uint64_t segments, written, dead, sharers, shared, chains, dups, for_runs;
 };
 
 /* A page record and what it refers to. */
@@ -228,6 +228,8 @@ static const char *check_segment(struct core *c, struct domain *d, struct segmen
         t->sharers += n_sharers;
         t->dead += s->n_dead;
         t->written += s->n_live + s->n_dead;
+        REQUIRE(s->n_for_runs <= s->next_slot, "more dups are kept for runs than there are slots");
+        t->for_runs += s->n_for_runs;
         t->segments++;
         return check_groups(c, s);
 }
@@ -331,6 +333,7 @@ const char *core_check(struct core *c) {
         for (unsigned s = 0; s < PAGE_STATES; s++)
                 REQUIRE(t.states[s] == c->states[s], "page states are miscounted");
         REQUIRE(t.chains == c->chains && t.dups == c->dups, "dups are miscounted");
+        REQUIRE(t.for_runs == c->dups_for_runs, "dups kept for runs are miscounted");
         REQUIRE(t.segments == c->segments, "segments are miscounted");
         REQUIRE(t.written == c->segment_slots_written && t.dead == c->slots_dead, "dead slots are miscounted");
         REQUIRE(t.sharers == c->slots_sharers && t.shared == c->slots_shared, "shared pages are miscounted");

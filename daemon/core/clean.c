@@ -7,11 +7,12 @@
  * in the books. What turns out to be shared by nobody is restored: its extents are ragged (restore.c). The segment takes no new
  * sharers meanwhile, and is dropped when nothing lies in it.
  *
- * Which: at least half dead, and cheap for what it gives (moved pages against freed ones). When more of a domain's slots are dead
- * than live the cheapest is cleaned whatever it costs, so dead memory stays below the live. When the domain's bound stands in
- * the way of a publish, a smaller part is enough, and slots that only one page maps count as well: they save nothing, and their
- * pages end as private memory. The open segment is given up for it, if it must be: a domain whose bound is below a segment would
- * never have another. One after the other in a domain; the next may begin when all pages of the one before are on their way. */
+ * Which: the one that gives most for each page to move. At once, when it is half dead and moving costs little; whatever it costs,
+ * when more of the domain is dead than live; and when the domain's bound stands in the way of a publish, where slots that only
+ * one page maps count as well: they save nothing, and their pages end as private memory. Else, as long as more than a tenth of
+ * the domain is dead, at a pace that keeps its cost below 1 % of a CPU: so at rest a tenth is left at most. The open segment is given
+ * up for it, if it must be: a domain whose bound is below a segment would never have another. One after the other in a domain;
+ * the next may begin when all pages of the one before are on their way. */
 #include "daemon/core/internal.h"
 
 /* Pages to move for one that comes free: a move costs 2 to 4 us, once. */
@@ -21,8 +22,11 @@
 #define CLEAN_ROUNDS 3
 /* When the domain may publish no more, a segment is worth it with this part of what it holds dead, or shared by nobody. */
 #define CLEAN_FULL_DIVISOR 8
-/* The open segment is given up for this part of it. */
-#define CLEAN_OPEN_DIVISOR 8
+/* Dead slots for which the open segment is given up: 256 KiB, lest a small domain changes segments all the time. */
+#define CLEAN_OPEN_SLOTS 64
+/* What may be dead of a domain at rest, 1 in so many; and pages moved for it a second, each 2 to 4 us of an agent's time. */
+#define CLEAN_REST_DIVISOR 10
+#define CLEAN_PACE_PAGES 2000
 #define PAGES_PER_MIB 256
 
 /* Moves out of a segment that then goes live on the reserve. */
@@ -62,7 +66,7 @@ static bool is_candidate(const struct core *c, const struct domain *d, const str
                 return false;
         if (d->is_full && gain(s) * CLEAN_FULL_DIVISOR >= s->n_dead + s->n_live)
                 return true;
-        return s->n_dead >= s->n_live && (s != d->open || s->n_dead >= s->n_slots / CLEAN_OPEN_DIVISOR);
+        return s->n_dead * CLEAN_REST_DIVISOR > s->n_dead + s->n_live && (s != d->open || s->n_dead >= CLEAN_OPEN_SLOTS);
 }
 
 /* a gives more for each page to move. */
@@ -70,7 +74,30 @@ static bool is_cheaper(const struct segment *a, const struct segment *b) {
         return !b || gain(a) * b->n_sharers > gain(b) * a->n_sharers;
 }
 
-static void clean_choose(struct core *c, struct domain *d) {
+static void clean_begin(struct domain *d, struct segment *s) {
+        if (!(s->events & SEGMENT_CLEANING)) {
+                s->events |= SEGMENT_CLEANING;
+                d->leaving_slots += s->n_live + s->n_dead;
+        }
+        if (d->open == s) /* what is not given of it costs no memory */
+                d->open = NULL;
+        d->is_full = false;
+        d->cleaning = s;
+        d->clean_group = d->clean_rounds = 0;
+}
+
+/* Whether it is time for the best of the candidates; x has the slots of the domain that are not on their way out. */
+static bool is_time(const struct domain *d, const struct sparse *x, uint64_t now_usec) {
+        const struct segment *s = x->best;
+
+        if (d->is_full || x->n_dead > x->n_live)
+                return true;
+        if (s->n_dead >= s->n_live && s->n_sharers <= (uint64_t) CLEAN_CHEAP * s->n_dead)
+                return true;
+        return x->n_dead * CLEAN_REST_DIVISOR > x->n_dead + x->n_live && now_usec >= d->clean_usec;
+}
+
+static void clean_choose(struct core *c, struct domain *d, uint64_t now_usec) {
         struct sparse x = {};
 
         for (uint32_t u = 0; u < d->n_units; u++) {
@@ -78,22 +105,21 @@ static void clean_choose(struct core *c, struct domain *d) {
 
                 if (!s || s->base != u * SEGMENT_UNIT)
                         continue;
-                if (!(s->events & SEGMENT_CLEANING)) {
-                        x.n_live += s->n_live;
-                        x.n_dead += s->n_dead;
+                if (s->events & SEGMENT_CLEANING) {
+                        if (s->n_sharers == 0)
+                                continue;
+                        clean_begin(d, s); /* merges that had been asked for long ago came in after its turn */
+                        return;
                 }
+                x.n_live += s->n_live;
+                x.n_dead += s->n_dead;
                 if (is_candidate(c, d, s) && is_cheaper(s, x.best))
                         x.best = s;
         }
-        if (!x.best || (x.n_dead <= x.n_live && !d->is_full && x.best->n_sharers > (uint64_t) CLEAN_CHEAP * x.best->n_dead))
+        if (!x.best || !is_time(d, &x, now_usec))
                 return;
-        d->is_full = false;
-        x.best->events |= SEGMENT_CLEANING;
-        d->leaving_slots += x.best->n_live + x.best->n_dead;
-        if (d->open == x.best) /* what is not given of it costs no memory */
-                d->open = NULL;
-        d->cleaning = x.best;
-        d->clean_group = d->clean_rounds = 0;
+        d->clean_usec = now_usec + (uint64_t) x.best->n_sharers * 1000000 / CLEAN_PACE_PAGES;
+        clean_begin(d, x.best);
 }
 
 static void extent_unshare(struct core *c, uint32_t id) {
@@ -126,7 +152,7 @@ static bool clean_walk(struct core *c, struct domain *d, unsigned *budget) {
 }
 
 uint64_t clean_step(struct core *c, uint64_t now_usec, unsigned *budget) {
-        uint64_t pause = usec_of_ms(c->tunables.stable_node_chains_prune_millisecs);
+        uint64_t pause = prune_pause_usec(c);
 
         if (c->segments == 0 || c->tunables.run != 1)
                 return UINT64_MAX;
@@ -138,7 +164,7 @@ uint64_t clean_step(struct core *c, uint64_t now_usec, unsigned *budget) {
                 struct domain *d = domain_at(c, i);
 
                 if (!d->cleaning)
-                        clean_choose(c, d);
+                        clean_choose(c, d, now_usec);
                 if (!d->cleaning)
                         continue;
                 if (!clean_walk(c, d, budget))

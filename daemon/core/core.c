@@ -7,8 +7,6 @@
 
 /* Ops name their pool item in 24 bits and a sequence number above, which no two ops share. */
 #define OP_INDEX_BITS 24
-/* Between two prunings when no pause is asked for. */
-#define PRUNE_MIN_USEC 1000
 
 static void *libc_realloc(void *userdata, void *p, size_t size) {
         return realloc(p, size);
@@ -136,6 +134,8 @@ int core_tunable_set(struct core *c, enum tunable_id id, int64_t value, uint64_t
         }
         if (id == TUNABLE_advisor_mode && value != before)
                 advisor_mode_changed(c, now_usec);
+        if (id == TUNABLE_max_page_sharing)
+                prune_mark_all(c);
         if (id == TUNABLE_pages_to_scan || id == TUNABLE_sleep_millisecs)
                 c->read_tokens = MIN(c->read_tokens, (double) c->tunables.pages_to_scan);
         if (id == TUNABLE_pass_millisecs)
@@ -219,9 +219,7 @@ uint64_t core_tick(struct core *c, uint64_t now_usec) {
                 restore_retry_step(c, cl, &budget);
                 request_step(c, cl, now_usec, &budget);
         }
-        next_usec = clean_step(c, now_usec, &budget);
-        if (c->tunables.stable_node_chains_prune_millisecs == 0) /* as often as it can, but not as fast as a loop can spin */
-                next_usec = MAX(next_usec, now_usec + PRUNE_MIN_USEC);
-        next_usec = MIN(next_usec, adopt_step(c, now_usec, &budget));
+        next_usec = MIN(adopt_step(c, now_usec, &budget), clean_step(c, now_usec, &budget));
+        next_usec = MIN(next_usec, prune_step(c, now_usec, &budget));
         return c->jobs.head != NIL ? now_usec : next_usec;
 }

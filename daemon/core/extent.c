@@ -48,14 +48,8 @@ uint32_t page_slot(const struct core *c, const struct block *b, unsigned i) {
 
 /* -- VMAs --------------------------------------------------------------------------------------------------------------- */
 
-static int edge(const struct core *c, const struct client *cl, uint32_t left, uint32_t right) {
-        const struct domain *d = client_domain(c, cl);
-
-        if (left == NIL && right == NIL)
-                return 0;
-        if (left != NIL && right == left + 1 && segment_of(d, left) == segment_of(d, right))
-                return 0;
-        return 1;
+int vma_edge(const struct domain *d, uint32_t left, uint32_t right) {
+        return !(left == NIL && right == NIL) && !slots_are_neighbours(d, left, right);
 }
 
 static uint32_t slot_before(const struct core *c, const struct block *b, unsigned i) {
@@ -78,25 +72,25 @@ static uint32_t slot_after(const struct core *c, const struct block *b, unsigned
 }
 
 unsigned extent_vma_edges(const struct core *c, const struct block *b, unsigned i) {
-        const struct client *cl = block_client(c, b);
+        const struct domain *d = client_domain(c, block_client(c, b));
         uint32_t own = page_file_slot(c, b, i);
 
-        return (unsigned) (edge(c, cl, slot_before(c, b, i), own) + edge(c, cl, own, slot_after(c, b, i)));
+        return (unsigned) (vma_edge(d, slot_before(c, b, i), own) + vma_edge(d, own, slot_after(c, b, i)));
 }
 
 int extent_vma_cost(const struct core *c, const struct block *b, unsigned i, unsigned n, uint32_t slot) {
-        const struct client *cl = block_client(c, b);
+        const struct domain *d = client_domain(c, block_client(c, b));
         uint32_t left = slot_before(c, b, i), right = slot_after(c, b, i + n - 1), at = left;
         int now = 0;
 
         for (unsigned k = i; k < i + n; k++) {
                 uint32_t own = page_file_slot(c, b, k);
 
-                now += edge(c, cl, at, own);
+                now += vma_edge(d, at, own);
                 at = own;
         }
-        now += edge(c, cl, at, right);
-        return edge(c, cl, left, slot) + edge(c, cl, slot == NIL ? NIL : slot + n - 1, right) - now;
+        now += vma_edge(d, at, right);
+        return vma_edge(d, left, slot) + vma_edge(d, slot == NIL ? NIL : slot + n - 1, right) - now;
 }
 
 static void account_vmas(struct core *c, struct client *cl, int64_t change) {

@@ -231,8 +231,8 @@ bool index_replace(struct index *x, uint32_t key, uint32_t id, uint32_t new_id) 
         return e;
 }
 
-uint32_t index_find(const struct index *x, uint64_t hash, bool (*match)(void *userdata, uint32_t id), void *userdata) {
-        uint32_t key = index_key(hash), tag = index_tag(hash);
+static uint32_t probe(const struct index *x, uint32_t key, const uint32_t *tag, bool (*match)(void *userdata, uint32_t id),
+                      void *userdata) {
         const struct index_shard *s = x->shards ? x->shards[directory(x, key)] : NULL;
 
         for (uint32_t l = s ? home(s, key) : 0; s && l < s->n_lines + SPARE_LINES; l++) {
@@ -242,13 +242,23 @@ uint32_t index_find(const struct index *x, uint64_t hash, bool (*match)(void *us
                         struct index_entry e = s->lines[l].e[i];
 
                         last |= e.id == EMPTY;
-                        if (e.tag == tag && e.id != EMPTY && e.id != TOMBSTONE && match(userdata, e.id - 1))
+                        if ((!tag || e.tag == *tag) && e.id != EMPTY && e.id != TOMBSTONE && match(userdata, e.id - 1))
                                 return e.id - 1;
                 }
                 if (last)
                         break;
         }
         return NIL;
+}
+
+uint32_t index_find(const struct index *x, uint64_t hash, bool (*match)(void *userdata, uint32_t id), void *userdata) {
+        uint32_t tag = index_tag(hash);
+
+        return probe(x, index_key(hash), &tag, match, userdata);
+}
+
+uint32_t index_find_near(const struct index *x, uint32_t key, bool (*match)(void *userdata, uint32_t id), void *userdata) {
+        return probe(x, key, NULL, match, userdata);
 }
 
 void index_each(const struct index *x, void (*visit)(void *userdata, struct index_entry e), void *userdata) {

@@ -47,6 +47,8 @@ bool index_replace(struct index *x, uint32_t key, uint32_t id, uint32_t new_id);
 
 /* Calls match for each entry with the hash's tag until it returns true; returns that id or NIL. */
 uint32_t index_find(const struct index *x, uint64_t hash, bool (*match)(void *userdata, uint32_t id), void *userdata);
+/* The same without a tag, for who knows only the key: match is called for every entry that may have it, and some that do not. */
+uint32_t index_find_near(const struct index *x, uint32_t key, bool (*match)(void *userdata, uint32_t id), void *userdata);
 /* Visits every entry (checks). */
 void index_each(const struct index *x, void (*visit)(void *userdata, struct index_entry e), void *userdata);
 uint64_t index_bytes(const struct index *x);

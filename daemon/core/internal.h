@@ -95,6 +95,7 @@ _Static_assert(offsetof(struct block, page) == 48, "48 bytes a block, as planned
 static inline uint32_t page_id(uint32_t block, unsigned i) {
         return block << BLOCK_SHIFT | i;
 }
+#define SLOT_ELSEWHERE (NIL - 2)    /* for VMA costs: next to no slot that there is */
 #define SLOT_ID (UINT32_C(1) << 31) /* tells slots from pages in the index */
 
 struct block_queue {
@@ -125,6 +126,8 @@ enum segment_events {
         SEGMENT_DROP_DUE = 4,
         SEGMENT_QUEUED = 8,
         SEGMENT_CLEANING = 16,
+        SEGMENT_PRUNE = 64, /* a dup in it won or lost sharers, or the cap changed, since the last sweep */
+        SEGMENT_PRUNE_TOO = 128, /* that was so of another one, with room for what is here */
         SEGMENT_HELD = 32, /* adopted: each live slot has a pending count more than pages account for, from held_next on */
 };
 struct segment {
@@ -136,6 +139,7 @@ struct segment {
         uint32_t n_lonely;      /* slots with one sharer: they save nothing */
         uint32_t n_lost;        /* given but never written */
         uint32_t n_extents;     /* mapped: also by pages that share nothing any more */
+        uint32_t n_for_runs;    /* dups that the last sweep found to be kept for a run's sake */
         uint32_t held_next;
         uint32_t events;
         struct segment *event_next;
@@ -161,6 +165,7 @@ struct domain {
         uint32_t n_units, units_capacity;
         struct segment *open;     /* strips come from it */
         struct segment *cleaning; /* being emptied */
+        uint64_t clean_usec;      /* no cleaning before that only a tidy store is a reason for */
         uint32_t clean_group, clean_rounds; /* how far, and how often round */
         uint32_t found_unit;                /* of the segment that an agent reported last */
         bool is_full;             /* a publish was refused by the bound on its slots, or for memory */
@@ -327,6 +332,11 @@ struct core {
         double read_tokens;
         uint64_t read_tokens_usec;
         uint64_t clean_usec; /* segments are looked at again */
+        /* The sweep of prune.c: when the next begins; how far the one that is under way is. */
+        bool prune_due, prune_is_too; /* the segment is visited for the sake of others */
+        uint64_t prune_usec;
+        uint32_t prune_domain, prune_unit, prune_segment, prune_slot;
+        uint32_t prune_moves; /* that are left to it */
         struct advisor advisor;
         uint64_t cpu_usec;   /* that scanning has taken so far */
         /* Clients that passes walk, and those of them whose part of the full scan is done. */
@@ -337,7 +347,7 @@ struct core {
         uint64_t adopted_usec;   /* the grace begins */
 
         uint64_t states[PAGE_STATES];
-        uint64_t registered_pages, slots_shared, slots_sharers, chains, dups;
+        uint64_t registered_pages, slots_shared, slots_sharers, chains, dups, dups_for_runs;
         uint64_t segments, segment_slots_written, slots_dead, n_live_clients;
         uint64_t n_publishing_pages; /* handed out, perhaps not yet written */
         int64_t vmas_used;
@@ -449,6 +459,8 @@ uint32_t page_slot(const struct core *c, const struct block *b, unsigned i); /* 
 int extent_add(struct core *c, uint32_t block, unsigned i, uint32_t slot, unsigned fails);
 /* The page, which is not MERGED, no longer lies in a file mapping (if it did). */
 void extent_leave(struct core *c, uint32_t block, unsigned i);
+/* 1 when between two neighbouring pages that lie at these slots (NIL: anonymous) one VMA ends and another begins. */
+int vma_edge(const struct domain *d, uint32_t left, uint32_t right);
 unsigned extent_vma_edges(const struct core *c, const struct block *b, unsigned i);
 /* VMAs more, or fewer, when the n pages from i map `slot` and those after it; NIL: anonymous memory. */
 int extent_vma_cost(const struct core *c, const struct block *b, unsigned i, unsigned n, uint32_t slot);
@@ -473,6 +485,13 @@ bool clean_leaves_room(struct core *c, struct domain *d, uint64_t n_slots); /* f
 bool clean_has_memory(struct core *c, const struct domain *d, uint64_t bytes); /* of core_memory_left, for something new in the domain */
 uint64_t clean_step(struct core *c, uint64_t now_usec, unsigned *budget); /* when to call again */
 
+/* prune.c */
+uint64_t prune_pause_usec(const struct core *c);
+void prune_mark(struct core *c, struct segment *s);
+void prune_mark_all(struct core *c); /* the cap changed */
+void prune_changed(struct core *c, const struct domain *d, uint32_t slot); /* to be told when its sharers did */
+uint64_t prune_step(struct core *c, uint64_t now_usec, unsigned *budget); /* when to call again */
+
 /* adopt.c */
 uint64_t adopt_step(struct core *c, uint64_t now_usec, unsigned *budget); /* when to call again */
 
@@ -492,6 +511,10 @@ static inline uint32_t *slot_prev(const struct domain *d, uint32_t slot) {
         struct segment *s = d->units[slot / SEGMENT_UNIT];
 
         return &s->prevs[slot - s->base];
+}
+/* Consecutive slots of one segment: what maps them side by side is one mapping. */
+static inline bool slots_are_neighbours(const struct domain *d, uint32_t a, uint32_t b) {
+        return a != NIL && b == a + 1 && segment_of(d, a) == segment_of(d, b);
 }
 uint32_t content_key(void *domain, uint32_t id);
 /* Gives the client n consecutive slots if it can, fewer otherwise (*ret_n >= 1); they become WRITING. */

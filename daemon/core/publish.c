@@ -86,8 +86,12 @@ static void unpair(struct publishing *p, unsigned i, bool backs_off) {
                 remark(p->c, id, PAGE_HASHED);
 }
 
-static struct client *partner_client(struct publishing *p, unsigned i) {
-        return block_client(p->c, block_at(p->c, p->partner[i] >> BLOCK_SHIFT));
+/* VMAs are left for a page that is to map a slot of which nobody maps a neighbour: none are needed when it lies alone in a mapping now. */
+static bool has_vmas_for(const struct core *c, uint32_t id, bool is_long) {
+        const struct block *b = block_at(c, id >> BLOCK_SHIFT);
+        int cost = extent_vma_cost(c, b, id & (BLOCK_PAGES - 1), 1, SLOT_ELSEWHERE);
+
+        return cost <= 0 || client_has_vmas(c, block_client(c, b), (uint32_t) cost, is_long);
 }
 
 /* A page in company of n - 1 others; what merges into neighbouring slots counts as company. */
@@ -101,7 +105,7 @@ static bool may_publish(struct publishing *p, unsigned i, unsigned n, bool *ret_
         if (*ret_waits)
                 return false;
         return clean_leaves_room(c, d, (uint64_t) __builtin_popcountll(p->sources)) &&
-               client_has_vmas(c, p->cl, 2, is_long) && client_has_vmas(c, partner_client(p, i), 2, is_long);
+               has_vmas_for(c, page_id(p->block, i), is_long) && has_vmas_for(c, p->partner[i], is_long);
 }
 
 static void select_runs(struct publishing *p) {

@@ -68,6 +68,25 @@ static bool is_left_over(const struct core *c, const struct block *b, const stru
         return true;
 }
 
+/* Pages that lie where they could share, but for the cap: one too many for it, when the cap was lowered. Lest it maps the slot for
+ * ever, which takes two VMAs in the middle of a run. */
+static uint64_t surplus_pages(const struct core *c, const struct block *b) {
+        const struct domain *d = client_domain(c, block_client(c, b));
+        uint64_t mask = 0;
+
+        if (!client_has_vmas(c, block_client(c, b), 2, false))
+                return 0;
+        for (uint32_t id = b->extents; id != NIL; id = extent_at(c, id)->block_next)
+                for (uint64_t m = extent_at(c, id)->mapped; m; m &= m - 1) {
+                        unsigned i = (unsigned) __builtin_ctzll(m);
+
+                        if (record_state(b->page[i]) == PAGE_UNSHARED &&
+                            slot_key(d, page_file_slot(c, b, i)) == index_key(record_hash(b->page[i])))
+                                mask |= UINT64_C(1) << i;
+                }
+        return mask;
+}
+
 static bool is_unmerged(const struct core *c, const struct block *b, unsigned i) {
         return c->is_unmerging || scan_is_unmerged(block_client(c, b), (b->number << BLOCK_SHIFT) + i);
 }
@@ -78,6 +97,8 @@ uint64_t restore_pages(const struct core *c, const struct block *b) {
         for (uint32_t id = b->extents; id != NIL; id = extent_at(c, id)->block_next)
                 if (b->flags & BLOCK_RAGGED && is_ragged(c, b, extent_at(c, id)))
                         mask |= extent_at(c, id)->mapped;
+        if (b->flags & BLOCK_RAGGED)
+                mask |= surplus_pages(c, b);
         if (b->flags & BLOCK_RESTORE)
                 for (uint64_t m = block_in_file(c, b) & ~mask; m; m &= m - 1)
                         if (is_unmerged(c, b, (unsigned) __builtin_ctzll(m)))
@@ -87,10 +108,11 @@ uint64_t restore_pages(const struct core *c, const struct block *b) {
 
 void restore_judge(struct core *c, uint32_t block) {
         struct block *b = block_at(c, block);
-        bool ragged = false, left_over = false;
+        bool ragged, left_over = false;
 
         if (b->extents == NIL || b->flags & BLOCK_REFUSED)
                 return;
+        ragged = surplus_pages(c, b);
         for (uint32_t id = b->extents; id != NIL; id = extent_at(c, id)->block_next) {
                 ragged |= is_ragged(c, b, extent_at(c, id));
                 left_over |= is_left_over(c, b, extent_at(c, id));

@@ -92,6 +92,7 @@ void segment_free(struct core *c, struct segment *s) {
                 d->cleaning = NULL;
         d->n_segments--;
         c->segments--;
+        c->dups_for_runs -= s->n_for_runs;
         c->slots_dead -= s->n_dead;
         d->dead_slots -= s->n_dead;
         c->segment_slots_written -= s->n_dead + s->n_live;
@@ -263,6 +264,8 @@ static void ring_leave(struct core *c, struct domain *d, uint32_t slot) {
                 (void) index_remove(&d->index, slot_key(d, slot), SLOT_ID | slot);
                 return;
         }
+        prune_mark(c, segment_of(d, before));
+        prune_mark(c, segment_of(d, s->next));
         slot_at(d, before)->next = s->next;
         *slot_prev(d, s->next) = before;
         c->chains -= s->next == before;
@@ -318,6 +321,7 @@ void slot_share(struct core *c, struct domain *d, uint32_t slot) {
         assert(s->state == SLOT_LIVE && s->pending > 0);
         s->pending--;
         count_sharers(c, segment_of(d, slot), s, 1);
+        prune_changed(c, d, slot);
 }
 
 void slot_unshare(struct core *c, struct domain *d, uint32_t slot) {
@@ -325,5 +329,6 @@ void slot_unshare(struct core *c, struct domain *d, uint32_t slot) {
 
         assert(s->state == SLOT_LIVE && s->sharers > 0);
         count_sharers(c, segment_of(d, slot), s, -1);
+        prune_changed(c, d, slot);
         die_if_unused(c, d, slot);
 }
