@@ -73,7 +73,11 @@
         X(sessions_refused, COUNT, "connections refused so far because descriptors, memory or places were lacking") \
         X(memory_left_bytes, BYTES, "memory that the limits of the daemon's control groups leave it; 2^63 - 1: no limit")                 \
         X(memory_short, COUNT, "1: too little of it is left to share anything new")                                  \
-        X(dups_for_runs, COUNT, "of stable_node_dups, those kept because dropping them would split a run")
+        X(dups_for_runs, COUNT, "of stable_node_dups, those kept because dropping them would split a run")            \
+        X(governor, COUNT, "what scanning does: 0 stopped (run), 1 rests (only_under_pressure), 2 idle, 3 works, 4 hurries (memory is short)") \
+        X(cpu_allowed_permille, COUNT, "CPU time that scanning may take now, thousandths of one core")               \
+        X(memory_pressure_permille, COUNT, "time of the last 10 s that processes waited for memory, in thousandths; -1: not known") \
+        X(memory_available_permille, COUNT, "memory of the machine that is available, in thousandths; -1: not known")
 
 enum counter_unit { UNIT_COUNT, UNIT_PAGES, UNIT_BYTES, UNIT_USEC };
 
@@ -90,6 +94,9 @@ struct counters {
 #undef X
 };
 _Static_assert(sizeof(struct counters) == COUNTER_MAX_ * sizeof(int64_t), "counters is an array by name");
+
+/* Values of `governor`; daemon/governor.h says what they mean. Append only. */
+enum governor_state { GOVERNOR_STOPPED, GOVERNOR_REST, GOVERNOR_IDLE, GOVERNOR_WORK, GOVERNOR_HURRY };
 
 /* Buckets of the wait histogram above, upper bounds in microseconds; the last bucket has none. */
 #define WAIT_BUCKETS 8

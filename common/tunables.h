@@ -32,7 +32,11 @@
         X(advisor_max_cpu, 0, 4294967295, 70, "%", "CPU time of the daemon's scanning that the advisor aims below, of one core") \
         X(advisor_target_scan_time, 1, 4294967295, 200, "s", "time for one full scan that the advisor aims at")       \
         X(advisor_min_pages_to_scan, 0, 4294967295, 500, "pages", "the advisor's least pages_to_scan, whatever else it finds (kernel: where it begins)") \
-        X(advisor_max_pages_to_scan, 0, 4294967295, 30000, "pages", "the advisor's greatest pages_to_scan")
+        X(advisor_max_pages_to_scan, 0, 4294967295, 30000, "pages", "the advisor's greatest pages_to_scan")           \
+        X(idle_cpu_permille, 1, 1000, 50, "", "the same as max_cpu_permille while scanning finds next to nothing and memory is not short") \
+        X(pressure_permille, 0, 1000, 50, "", "memory is short when processes waited for it so much of the last 10 s (pressure_file, some avg10); 0: never by this") \
+        X(low_memory_permille, 0, 1000, 100, "", "memory is short when less of the machine's is available (MemAvailable); 0: never by this") \
+        X(only_under_pressure, 0, 1, 0, "", "1: look for pages to merge only while memory is short")
 
 enum tunable_id {
 #define X(name, ...) TUNABLE_##name,

@@ -60,6 +60,8 @@
 #define SCAN_RUNS_MAX 4096
 /* Jobs handed out and not yet done, per worker: one runs, one waits so that the worker need not. */
 #define JOBS_PER_WORKER 2
+/* How often the governor asks for memory pressure: the kernel works it out anew every 2 s. */
+#define GOVERNOR_LOOK_USEC (1 * USEC_PER_SEC)
 /* The CPU governor's bucket: work may run ahead of its allowance by this much, so that a budget of 1 % still does whole
  * jobs. */
 #define GOVERNOR_BURST_USEC (50 * USEC_PER_MSEC)

@@ -13,6 +13,7 @@
 #define CONFIG_DEFAULT_SOCKET "/run/userksm/userksm.sock"
 /* sun_path, its NUL included. */
 #define CONFIG_SOCKET_BYTES 108
+#define CONFIG_PATH_BYTES 256
 
 /* sysexits(3), as far as we use them. */
 enum exit_status {
@@ -35,6 +36,7 @@ enum exit_status {
 #define OPTIONS(X)                                                                                                    \
         X(socket, STRING, 1, CONFIG_SOCKET_BYTES - 1, CONFIG_DEFAULT_SOCKET, 0, "path to listen on, @NAME for an abstract one") \
         X(open_to_all, NUMBER, 0, 1, 0, 0, "let every user connect, not only root, the daemon's and group userksm")   \
+        X(pressure_file, STRING, 1, CONFIG_PATH_BYTES - 1, "/proc/pressure/memory", 0, "memory pressure of the machine, or memory.pressure of a control group") \
         X(log_level, LEVEL, 3, 7, 6, 1, "err, warning, notice, info or debug")                                        \
         X(workers, NUMBER, 0, 64, 0, 0, "reading and scanning threads, 0: one a CPU, two to four")                    \
         X(max_clients, NUMBER, 1, 1000000, 10000, 1, "connections in all; the limit of open files may allow fewer")   \
@@ -43,7 +45,7 @@ enum exit_status {
         X(sandbox, NUMBER, 0, 1, CONFIG_DEFAULT_SANDBOX, 0, "forbid system calls that are not needed (seccomp)")
 
 struct config {
-        char socket[CONFIG_SOCKET_BYTES];
+        char socket[CONFIG_SOCKET_BYTES], pressure_file[CONFIG_PATH_BYTES];
         int64_t open_to_all, log_level, workers, max_clients, max_clients_per_uid, fast_read, sandbox;
         struct tunables tunables;
         /* Command line only. */

@@ -176,6 +176,7 @@ static void on_liveness(uv_timer_t *handle) {
         }
         check_lost(m, now);
         room_look(&m->room, m->core, now);
+        governor_look(&m->governor, now);
         listener_tick(m->listener);
         check_private(m, now);
         bool has_accounts = account_tick(m, now);
@@ -188,6 +189,7 @@ void manager_watch(struct manager *m) {
         if (uv_is_active((uv_handle_t *) &m->liveness_timer))
                 return;
         room_look(&m->room, m->core, now_usec()); /* the last look may be long ago */
+        governor_look(&m->governor, now_usec());
         (void) uv_timer_start(&m->liveness_timer, on_liveness, LIVENESS_TICK_USEC / USEC_PER_MSEC, LIVENESS_TICK_USEC / USEC_PER_MSEC);
 }
 
@@ -290,6 +292,7 @@ void manager_counters(struct manager *m, struct counters *ret) {
         turn_counters(&m->turn, ret);
         ret->threads_lost = workers_n_lost(m->workers);
         ret->sessions_refused = (int64_t) m->n_refused;
+        governor_counters(&m->governor, ret);
         ret->memory_left_bytes = (int64_t) MIN(m->room.left_bytes, (uint64_t) INT64_MAX);
         ret->log_suppressed = (int64_t) m->n_log_suppressed;
         if (getrusage(RUSAGE_SELF, &usage) == 0)
@@ -404,6 +407,7 @@ int manager_new(const struct config *config, int argc, char **argv, int uffd_dev
         m->started_usec = m->empty_since_usec = now_usec();
         m->max_sessions = raise_fd_limit();
         room_open(&m->room);
+        governor_open(&m->governor, m->config.pressure_file, now_usec());
         r = start_handles(m);
         if (r < 0)
                 log_errno(r, "event loop");
@@ -482,6 +486,7 @@ struct manager *manager_free(struct manager *m) {
         idmap_clear(&m->clients);
         close_fd(m->uffd_device);
         room_close(&m->room);
+        governor_close(&m->governor);
         free(m);
         return NULL;
 }

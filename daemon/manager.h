@@ -8,6 +8,7 @@
 #include "daemon/account.h"
 #include "daemon/config.h"
 #include "daemon/core/core.h"
+#include "daemon/governor.h"
 #include "daemon/idmap.h"
 #include "daemon/request.h"
 #include "daemon/room.h"
@@ -62,6 +63,7 @@ struct manager {
         uint64_t n_log_suppressed;
         uint64_t n_refused; /* connections, for lack of something */
         struct room room;
+        struct governor governor;
         uint64_t started_usec, tick_due_usec;
         uint64_t empty_since_usec; /* no connection since then; 0 = there is one */
         bool had_session, loop_ready;

@@ -46,8 +46,7 @@ struct scanner {
         struct manager *manager;
         struct job *free_jobs; /* never returned to malloc: there are few */
         unsigned n_running, n_slow, n_scans; /* jobs not done; of them, for too long; scans among all */
-        int64_t tokens_usec;
-        uint64_t refilled_usec, cpu_usec;
+        uint64_t loop_cpu_usec; /* what choosing jobs and handling their results took of the loop's thread */
 };
 
 union scratch {
@@ -136,21 +135,6 @@ static void run_publish(struct worker_job *base, void *userdata) {
         fault_point(FAULT_publish_written);
 }
 
-/* -- governor ------------------------------------------------------------------------------------------------------------ */
-
-/* 0: go ahead; else microseconds to wait. */
-static uint64_t governor_wait(struct scanner *s, uint64_t now) {
-        const int64_t permille = core_tunables(s->manager->core)->max_cpu_permille;
-        uint64_t cpu = workers_cpu_usec(s->manager->workers), elapsed = now - s->refilled_usec;
-        const uint64_t full = GOVERNOR_BURST_USEC * 1000; /* fills any bucket */
-        s->tokens_usec += (int64_t) MIN(elapsed, full) * permille / 1000 - (int64_t) (cpu - s->cpu_usec);
-        s->tokens_usec = MIN(s->tokens_usec, (int64_t) GOVERNOR_BURST_USEC);
-        s->refilled_usec = now;
-        s->cpu_usec = cpu;
-        core_cpu_used(s->manager->core, cpu);
-        return s->tokens_usec >= 0 ? 0 : (uint64_t) (-s->tokens_usec * 1000 / permille) + 1;
-}
-
 /* -- jobs ---------------------------------------------------------------------------------------------------------------- */
 
 static struct job *job_get(struct scanner *s) {
@@ -172,6 +156,7 @@ static void answer(struct scanner *s, struct job *j, bool failed, uint64_t now) 
         struct core *core = s->manager->core;
         const struct core_read_result *results = j->results;
         struct core_read_result none[CORE_READ_PAGES];
+        uint64_t cpu_before = clock_usec(CLOCK_THREAD_CPUTIME_ID);
         if (failed && j->kind != JOB_SCAN) {
                 for (size_t i = 0; i < ARRAY_SIZE(none); i++)
                         none[i] = (struct core_read_result){ .status = CORE_READ_FAILED };
@@ -195,6 +180,7 @@ static void answer(struct scanner *s, struct job *j, bool failed, uint64_t now) 
                 fault_point(FAULT_publish_live);
                 break;
         }
+        s->loop_cpu_usec += clock_usec(CLOCK_THREAD_CPUTIME_ID) - cpu_before;
 }
 
 /* Takes hold of what the worker will use. -ESRCH: the client has left. */
@@ -296,7 +282,8 @@ bool scanner_dispatch(struct scanner *s, uint64_t now, uint64_t *ret_next_usec) 
         unsigned n_busy = s->n_running - s->n_slow; /* those that may hang must not keep others from work */
         if (n_busy >= limit) /* the next finished job wakes us */
                 return false;
-        uint64_t wait = governor_wait(s, now);
+        uint64_t wait = governor_wait(&s->manager->governor, s->manager->core, now,
+                                      workers_cpu_usec(s->manager->workers) + s->loop_cpu_usec);
         if (wait > 0) {
                 *ret_next_usec = now + wait;
                 return false;
@@ -306,7 +293,10 @@ bool scanner_dispatch(struct scanner *s, uint64_t now, uint64_t *ret_next_usec) 
                 *ret_next_usec = now + USEC_PER_SEC;
                 return false;
         }
-        if (!pull(s, j, now, limit - n_busy, ret_next_usec)) {
+        uint64_t cpu_before = clock_usec(CLOCK_THREAD_CPUTIME_ID);
+        bool has_job = pull(s, j, now, limit - n_busy, ret_next_usec);
+        s->loop_cpu_usec += clock_usec(CLOCK_THREAD_CPUTIME_ID) - cpu_before;
+        if (!has_job) {
                 job_put(s, j);
                 return false;
         }
@@ -360,8 +350,6 @@ int scanner_new(struct manager *m, struct scanner **ret) {
         if (!s)
                 return -ENOMEM;
         s->manager = m;
-        s->tokens_usec = GOVERNOR_BURST_USEC;
-        s->refilled_usec = now_usec();
         *ret = s;
         return 0;
 }

@@ -1,7 +1,7 @@
 /* Turns the core's scans, reads and publishes into jobs of the pool, and their results into inputs of the core.
  *
- * The core decides whose turn it is and bounds what is in flight per domain; here are the number of jobs, the CPU
- * governor (max_cpu_permille: a token bucket fed by time and drained by the workers' CPU clocks), and the watch over jobs
+ * The core decides whose turn it is and bounds what is in flight per domain; here are the number of jobs, the account of the
+ * CPU time that they take (daemon/governor.h bounds it), and the watch over jobs
  * that hang: such a job is answered as failed, its user's clients are evicted and refused until the thread comes back. */
 #pragma once
 

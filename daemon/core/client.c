@@ -69,6 +69,7 @@ void core_client_park(struct core *c, uint32_t client, bool parked) {
         }
         for (int k = 0; k < TURN_KINDS; k++)
                 turn_add(c, cl, k);
+        pace_news(c);
         if (!cl->is_scanning && cl->n_ranges)
                 scan_schedule(c, cl, 0);
 }
@@ -223,6 +224,7 @@ int core_range_remove(struct core *c, uint32_t client, uint64_t page, uint64_t n
 
 int core_range_add(struct core *c, uint32_t client, uint64_t page, uint64_t n_pages) {
         struct client *cl = client_get(c, client);
+        const struct range *known;
         uint64_t end;
         int r;
 
@@ -230,6 +232,9 @@ int core_range_add(struct core *c, uint32_t client, uint64_t page, uint64_t n_pa
                 return -ENOENT;
         if (n_pages == 0 || __builtin_add_overflow(page, n_pages, &end) || end >> 52)
                 return -EINVAL;
+        known = range_find(cl, page);
+        if (!known || known->is_unmerged || known->start > page || known->end < end)
+                pace_news(c);
         r = range_put(c, cl, page, end, false);
         if (r < 0)
                 return r;

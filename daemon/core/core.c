@@ -87,10 +87,6 @@ bool core_memory_left(struct core *c, uint64_t bytes) {
         return c->memory.is_short;
 }
 
-void core_cpu_used(struct core *c, uint64_t usec) {
-        c->cpu_usec = usec;
-}
-
 const struct tunables *core_tunables(const struct core *c) {
         return &c->tunables;
 }
@@ -140,8 +136,9 @@ int core_tunable_set(struct core *c, enum tunable_id id, int64_t value, uint64_t
                 c->read_tokens = MIN(c->read_tokens, (double) c->tunables.pages_to_scan);
         if (id == TUNABLE_pass_millisecs)
                 for (uint32_t i = pool_next(&c->clients, 0); i != NIL; i = pool_next(&c->clients, i + 1))
-                        if (client_at(c, i)->timer_pos[TIMER_SCAN] != NIL)
-                                timer_set(c, client_at(c, i), TIMER_SCAN, now_usec + usec_of_ms(value));
+                        scan_hurry(c, client_at(c, i));
+        if (value != before)
+                pace_news(c);
         return 0;
 }
 
@@ -189,7 +186,7 @@ struct client *op_client(const struct core *c, const struct op *op) {
 /* How long a page must stay unwritten: doubled by each failure, up to about a minute. */
 uint64_t settle_usec(const struct core *c, unsigned fails) {
         enum { SETTLE_MAX_USEC = 64 * 1000 * 1000, FAILED_MIN_USEC = 100 * 1000 };
-        uint64_t base = usec_of_ms(c->tunables.settle_millisecs), usec = base;
+        uint64_t base = pace_usec(c, c->tunables.settle_millisecs), usec = base;
 
         if (fails == 0)
                 return base;

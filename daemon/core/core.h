@@ -54,10 +54,20 @@ int core_tunable_set(struct core *c, enum tunable_id id, int64_t value, uint64_t
  * True: something was refused for it, and there is no room yet. */
 bool core_memory_left(struct core *c, uint64_t bytes);
 
-/* -- time spent ---------------------------------------------------------------------------------------------- */
+/* -- pace ---------------------------------------------------------------------------------------------------- */
 
 /* CPU time that scanning has taken since the start, of all threads. Said again and again; the advisor wants to know. */
 void core_cpu_used(struct core *c, uint64_t usec);
+
+enum core_pace {
+        CORE_PACE_NORMAL = 0,
+        CORE_PACE_FAST, /* pass_millisecs and settle_millisecs are taken for a quarter of what they are */
+        CORE_PACE_REST, /* no pass begins and nothing is read; what has been read is merged, and requests are carried out */
+};
+void core_set_pace(struct core *c, enum core_pace pace, uint64_t now_usec);
+/* There is reason to think that scanning finds something: something was registered or changed that full scans have not covered yet, or
+ * the last one found equal pages. */
+bool core_has_work(const struct core *c);
 
 /* -- domains, clients, ranges ------------------------------------------------------------------------------ */
 

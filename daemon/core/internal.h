@@ -241,7 +241,7 @@ struct client {
 
         uint32_t pass;
         uint64_t pass_usec, last_pass_usec; /* start of the running one and of the last complete one; 0 none */
-        uint64_t pass_due_usec;
+        uint64_t spare_usec; /* no pass so soon after pass_usec, for the sake of the process */
         uint64_t cursor, window_pages, n_rewritten;
         struct skip_list skips[2]; /* [pass & 1] is read, the other is built */
         uint8_t look;
@@ -339,6 +339,9 @@ struct core {
         uint32_t prune_moves; /* that are left to it */
         struct advisor advisor;
         uint64_t cpu_usec;   /* that scanning has taken so far */
+        enum core_pace pace;
+        uint32_t scans_to_do;        /* full scans until what is new has been covered */
+        uint32_t n_read, n_promising; /* pages read in this one; of them with an equal, or zero */
         /* Clients that passes walk, and those of them whose part of the full scan is done. */
         uint32_t n_epoch_clients, n_epoch_counted;
         bool in_full_scan; /* one of them has begun a pass since */
@@ -574,8 +577,16 @@ bool scan_is_unmerged(const struct client *cl, uint64_t page); /* in no range, o
 void scan_sweep_step(struct core *c, struct client *cl, unsigned *budget);
 /* To be told when ranges, parking or life of the client changed: full_scans waits only for those that passes walk. */
 void scan_epoch_update(struct core *c, struct client *cl);
+/* When its next pass begins has changed. */
+void scan_hurry(struct core *c, struct client *cl);
 /* A block that waited to be read does no longer. */
 void scan_was_read(struct core *c, struct client *cl, uint32_t block, uint64_t now_usec);
+
+/* pace.c */
+uint64_t pace_usec(const struct core *c, int64_t ms); /* of a pass or settle time, as the pace has it */
+void pace_news(struct core *c);                       /* something is there that no full scan has covered */
+void pace_page_read(struct core *c, bool has_equal);
+void pace_scan_ends(struct core *c);
 
 /* advisor.c */
 /* pages_to_scan for the next scan, after one that took so long and so much CPU time. */

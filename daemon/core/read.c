@@ -188,7 +188,7 @@ bool core_next_read(struct core *c, uint64_t now_usec, struct core_read *ret, ui
                 *ret_next_usec = now_usec;
                 return true;
         }
-        if (limit == 0) /* pages_to_scan, until it is set anew */
+        if (limit == 0 || c->pace == CORE_PACE_REST) /* pages_to_scan, until it is set anew */
                 return false;
         for (unsigned n = 0; n < TRIES; n++) {
                 struct client *cl = turn_head(c, TURN_READ);
@@ -224,12 +224,16 @@ bool core_next_read(struct core *c, uint64_t now_usec, struct core_read *ret, ui
 static void page_read(struct core *c, uint32_t block, unsigned i, const struct core_read_result *result,
                       uint64_t now_usec) {
         unsigned fails = record_fails(block_at(c, block)->page[i]);
+        enum page_state state;
 
         if (result->status == CORE_READ_OK || (result->status == CORE_READ_ALL_ZERO && !c->tunables.use_zero_pages)) {
                 page_resolve(c, block, i, result->hash, now_usec);
+                state = record_state(block_at(c, block)->page[i]);
+                pace_page_read(c, state == PAGE_MATCHED || state == PAGE_HASHED);
         } else if (result->status == CORE_READ_ALL_ZERO) {
                 page_mark(c, block, i, record(PAGE_ZEROABLE, fails, 0));
                 block_queue_apply(c, block);
+                pace_page_read(c, true);
         } else {
                 page_fresh(c, block, i, more_fails(fails, 1), now_usec);
                 return;

@@ -135,8 +135,10 @@ int core_merge_now(struct core *c, uint32_t client, uint64_t page, uint64_t n_pa
         if (!cl || (n_pages && !is_registered(cl, page, n_pages)))
                 return -ENOENT;
         r = request_new(c, cl, page, n_pages, cookie, false);
-        if (r == 0)
+        if (r == 0) {
+                pace_news(c);
                 request_step(c, cl, now_usec, &budget);
+        }
         return r;
 }
 

@@ -158,6 +158,7 @@ static void epoch_count(struct core *c, struct client *cl, uint64_t now_usec) {
         for (uint32_t i = pool_next(&c->clients, 0); i != NIL; i = pool_next(&c->clients, i + 1))
                 client_at(c, i)->has_counted = false;
         advisor_scan_ends(c, now_usec);
+        pace_scan_ends(c);
 }
 
 /* The queue of blocks to read is in the order in which they came: all that are in it now have been read when its last has. */
@@ -226,14 +227,23 @@ static bool pass_window(struct core *c, struct client *cl, uint64_t *ret_page, u
         }
 }
 
-static bool pass_next(struct core *c, struct client *cl, uint64_t now_usec, uint64_t *ret_page, uint64_t *ret_end) {
-        uint64_t interval;
+static uint64_t pass_due_usec(const struct core *c, const struct client *cl) {
+        if (cl->pass_usec == 0)
+                return 0;
+        return cl->pass_usec + MAX(cl->spare_usec, pace_usec(c, c->tunables.pass_millisecs));
+}
 
+void scan_hurry(struct core *c, struct client *cl) {
+        if (!cl->in_pass && cl->n_ranges > 0)
+                scan_schedule(c, cl, pass_due_usec(c, cl));
+}
+
+static bool pass_next(struct core *c, struct client *cl, uint64_t now_usec, uint64_t *ret_page, uint64_t *ret_end) {
         if (!cl->in_pass) {
-                if (cl->n_ranges == 0)
+                if (cl->n_ranges == 0 || c->pace == CORE_PACE_REST)
                         return false;
-                if (now_usec < cl->pass_due_usec) {
-                        scan_schedule(c, cl, cl->pass_due_usec);
+                if (now_usec < pass_due_usec(c, cl)) {
+                        scan_hurry(c, cl);
                         return false;
                 }
                 pass_begin(c, cl, now_usec);
@@ -256,10 +266,8 @@ static bool pass_next(struct core *c, struct client *cl, uint64_t now_usec, uint
                 job_add(c, cl);
         }
         cl->in_pass = cl->is_looking = false;
-        interval = MIN(cl->n_rewritten * REPROTECT_USEC, (uint64_t) PASS_MAX_USEC);
-        interval = MAX(interval, usec_of_ms(c->tunables.pass_millisecs));
-        cl->pass_due_usec = cl->pass_usec + interval;
-        scan_schedule(c, cl, MAX(cl->pass_due_usec, now_usec + 1));
+        cl->spare_usec = MIN(cl->n_rewritten * REPROTECT_USEC, (uint64_t) PASS_MAX_USEC);
+        scan_schedule(c, cl, MAX(pass_due_usec(c, cl), now_usec + 1));
         return false;
 }
 

@@ -19,7 +19,8 @@ sys.path.insert(0, str(E2E))
 from supervisor import Supervisor  # noqa: E402
 
 GRACE = "--adopt-grace-millisecs=1500"
-OPTIONS = ("--pass-millisecs=250", "--settle-millisecs=100", "--sleep-millisecs=1", "--log-level=debug")
+OPTIONS = ("--pass-millisecs=250", "--settle-millisecs=100", "--sleep-millisecs=1", "--log-level=debug",
+           "--idle-cpu-permille=1000", "--pressure-permille=0", "--low-memory-permille=0")
 STEADY, TURN = 128, 128  # pages, of client.c
 BOUND = 30  # seconds that anything may take on a busy machine, but for what has a bound of its own
 ACTIONS = {"count": 0, "kill": 1, "stop": 2, "delay": 3, "random": 4, "fail": 5, "fail-on": 6}

@@ -173,6 +173,10 @@ static void mutate(struct world *w) {
                 (void) core_memory_left(w->core, world_random(w, 2 * CORE_MEMORY_RESERVE_BYTES));
         } else if (what < 882) {
                 (void) core_memory_left(w->core, UINT64_MAX);
+        } else if (what < 885) {
+                core_set_pace(w->core, (enum core_pace) world_random(w, 3), w->now_usec);
+        } else if (what < 890) {
+                core_set_pace(w->core, CORE_PACE_NORMAL, w->now_usec);
         } else if (what < 960) {
                 w->now_usec += world_random(w, 100 * 1000);
         } else {
@@ -263,6 +267,7 @@ static void come_to_rest(struct world *w) {
         uint64_t merged = 0;
 
         (void) core_tunable_set(w->core, TUNABLE_run, 1, w->now_usec);
+        core_set_pace(w->core, CORE_PACE_NORMAL, w->now_usec);
         w->fail_permille = 0;
         if (world_random(w, 2))
                 (void) core_tunable_set(w->core, TUNABLE_max_page_sharing, 2 + (int64_t) world_random(w, 20), w->now_usec);

@@ -52,6 +52,10 @@ static void spawn(struct daemon_process *d, const char *const *arguments) {
         }
         argv[n++] = "--socket";
         argv[n++] = d->socket;
+        /* Whatever the rest of the machine does. */
+        argv[n++] = "--idle-cpu-permille=1000";
+        argv[n++] = "--pressure-permille=0";
+        argv[n++] = "--low-memory-permille=0";
         for (; arguments && *arguments; arguments++) {
                 assert_true(n < ARGUMENTS_MAX - 1);
                 argv[n++] = *arguments;

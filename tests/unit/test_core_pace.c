@@ -157,6 +157,172 @@ static void test_full_scan_reads(void **state) {
         finish(w);
 }
 
+/* -- pace ---------------------------------------------------------------------------------------------------------------- */
+
+/* Time until all of n pages that two processes have in common are merged; UINT64_MAX: not within a minute. */
+static uint64_t time_to_merge(struct world *w, uint64_t n, uint32_t first) {
+        uint64_t begin = w->now_usec;
+
+        fill(w, 0, 0, n, first);
+        fill(w, 1, 0, n, first);
+        while (world_counters(w).pages_sharing < (int64_t) n) {
+                if (w->now_usec > begin + 60 * SECOND)
+                        return UINT64_MAX;
+                world_run(w, SECOND / 100);
+        }
+        return w->now_usec - begin;
+}
+
+static void test_fast(void **state) {
+        uint64_t took[2];
+
+        for (int fast = 0; fast <= 1; fast++) {
+                struct world *w = start(2, 640);
+
+                core_set_pace(w->core, fast ? CORE_PACE_FAST : CORE_PACE_NORMAL, w->now_usec);
+                took[fast] = time_to_merge(w, 640, 1);
+                finish(w);
+        }
+        assert_in_range(took[0], SECOND, 4 * SECOND);
+        assert_in_range(took[1], 1, took[0] / 3);
+        /* In the middle of an hour's pause, too. */
+        struct world *w = start(2, 640);
+
+        set(w, TUNABLE_pass_millisecs, 3600000);
+        world_run(w, SECOND);
+        set(w, TUNABLE_pass_millisecs, 60000);
+        world_run(w, SECOND);
+        assert_int_equal(world_counters(w).full_scans, 1);
+        core_set_pace(w->core, CORE_PACE_FAST, w->now_usec);
+        world_run(w, 14 * SECOND);
+        assert_int_equal(world_counters(w).full_scans, 2);
+        finish(w);
+}
+
+/* A shorter pass_millisecs holds for the pause that is under way. */
+static void test_shorter_pause(void **state) {
+        struct world *w = start(1, 64);
+
+        set(w, TUNABLE_pass_millisecs, 3600000);
+        world_run(w, 10 * SECOND);
+        assert_int_equal(world_counters(w).full_scans, 1);
+        set(w, TUNABLE_pass_millisecs, 1000);
+        world_run(w, 10 * SECOND);
+        assert_in_range(world_counters(w).full_scans, 10, 12);
+        finish(w);
+}
+
+static void test_rest(void **state) {
+        struct world *w = start(2, 640);
+        uint64_t scans, reads;
+
+        world_run(w, SECOND / 2);
+        core_set_pace(w->core, CORE_PACE_REST, w->now_usec);
+        scans = w->n_scans;
+        reads = w->n_reads;
+        fill(w, 0, 0, 640, 1);
+        fill(w, 1, 0, 640, 1);
+        world_process(w, w->processes[0].domain, 0, 64);
+        world_run(w, 100 * SECOND);
+        assert_int_equal(w->n_scans, scans);
+        assert_int_equal(w->n_reads, reads);
+        /* On demand all goes its way. */
+        for (uint32_t i = 0; i < 2; i++)
+                assert_int_equal(core_merge_now(w->core, w->processes[i].client, 0, 0, i, w->now_usec), 0);
+        world_run(w, SECOND);
+        assert_int_equal(w->n_events, 2);
+        assert_int_equal(world_counters(w).pages_sharing, 640);
+        /* And ends as if nothing had been. */
+        fill(w, 0, 0, 640, 1000);
+        fill(w, 1, 0, 640, 1000);
+        world_run(w, 10 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, 640);
+        core_set_pace(w->core, CORE_PACE_NORMAL, w->now_usec);
+        world_run(w, 120 * SECOND); /* a page that was shared for a short time only waits longer */
+        assert_int_equal(world_counters(w).pages_sharing, 640);
+        assert_true(w->n_scans > scans + 10);
+        for (uint64_t k = 0; k < 640; k++)
+                assert_int_equal(w->processes[1].pages[k].kind, KIND_FILE);
+        finish(w);
+}
+
+/* Rest and its end at any moment lose nothing. */
+static void test_rest_at_any_time(void **state) {
+        for (unsigned n = 0; n < 60; n++) {
+                struct world *w = start(2, 640);
+
+                fill(w, 0, 0, 640, 1);
+                fill(w, 1, 0, 640, 1);
+                world_run(w, n * SECOND / 12);
+                for (unsigned i = 0; i < n % 7; i++)
+                        world_step(w);
+                core_set_pace(w->core, CORE_PACE_REST, w->now_usec);
+                world_run(w, n % 5 * SECOND);
+                core_set_pace(w->core, n % 2 ? CORE_PACE_NORMAL : CORE_PACE_FAST, w->now_usec);
+                world_run(w, 30 * SECOND);
+                assert_int_equal(world_counters(w).pages_sharing, 640);
+                finish(w);
+        }
+}
+
+static void test_has_work(void **state) {
+        struct world *w = start(2, 6400);
+        const uint32_t client = w->processes[0].client;
+
+        assert_true(core_has_work(w->core)); /* what was registered */
+        for (uint32_t i = 0; i < 2; i++)
+                fill(w, i, 0, 3200, 1 + i * 100000);
+        world_run(w, 3 * SECOND / 2);
+        assert_true(core_has_work(w->core));
+        world_run(w, 4 * SECOND);
+        assert_false(core_has_work(w->core)); /* all read, no two equal */
+        assert_int_equal(world_counters(w).pages_scanned, 6400);
+        world_run(w, 60 * SECOND);
+        assert_false(core_has_work(w->core));
+        /* Equal ones appear in ranges that are known: as soon as they have been read. */
+        fill(w, 0, 3200, 640, 500000);
+        fill(w, 1, 3200, 640, 500000);
+        world_run(w, 3 * SECOND);
+        assert_true(core_has_work(w->core));
+        world_run(w, 3 * SECOND);
+        assert_false(core_has_work(w->core));
+        assert_int_equal(world_counters(w).pages_sharing, 640);
+        /* A hundredth is the least: unique ones by the thousand, and a few equal. */
+        for (unsigned t = 0; t < 5; t++) {
+                fill(w, 0, 0, 3200, 1000000 + 10000 * t);
+                world_write(w, 0, 5, 1000000 + 10000 * t);
+                world_write(w, 0, 50, 1000000 + 10000 * t);
+                world_run(w, 3 * SECOND);
+                assert_false(core_has_work(w->core));
+        }
+        /* News of every kind; known ranges are none. */
+        assert_int_equal(core_range_add(w->core, client, 100, 100), 0);
+        assert_false(core_has_work(w->core));
+        world_register_anew(w, 0, 5000, 64);
+        assert_true(core_has_work(w->core));
+        world_run(w, 6 * SECOND);
+        assert_false(core_has_work(w->core));
+        core_client_park(w->core, client, true);
+        assert_false(core_has_work(w->core));
+        core_client_park(w->core, client, false);
+        assert_true(core_has_work(w->core));
+        world_run(w, 6 * SECOND);
+        assert_false(core_has_work(w->core));
+        set(w, TUNABLE_use_zero_pages, 0);
+        assert_true(core_has_work(w->core));
+        world_run(w, 6 * SECOND);
+        assert_false(core_has_work(w->core));
+        assert_int_equal(core_merge_now(w->core, client, 0, 0, 1, w->now_usec), 0);
+        assert_true(core_has_work(w->core));
+        /* Pages that take long to settle are waited for. */
+        set(w, TUNABLE_settle_millisecs, 10000);
+        world_run(w, 10 * SECOND);
+        assert_true(core_has_work(w->core));
+        world_run(w, 10 * SECOND);
+        assert_false(core_has_work(w->core));
+        finish(w);
+}
+
 /* -- tunables that the kernel has ------------------------------------------------------------------------------------------ */
 
 /* Pages of a block that is written all the time, as scans reported them in a minute. */
@@ -216,6 +382,11 @@ int main(void) {
                 cmocka_unit_test(test_advisor_mode),
                 cmocka_unit_test(test_advisor_follows),
                 cmocka_unit_test(test_full_scan_reads),
+                cmocka_unit_test(test_fast),
+                cmocka_unit_test(test_shorter_pause),
+                cmocka_unit_test(test_rest),
+                cmocka_unit_test(test_rest_at_any_time),
+                cmocka_unit_test(test_has_work),
                 cmocka_unit_test(test_smart_scan),
                 cmocka_unit_test(test_pauses_of_nothing),
         };

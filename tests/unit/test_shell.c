@@ -70,6 +70,13 @@ PLAYED(const struct tunables *, core_tunables, const struct core *c) {
 PLAYED(void, core_cpu_used, struct core *c, uint64_t usec) {
 }
 
+PLAYED(bool, core_has_work, const struct core *c) {
+        return true;
+}
+
+PLAYED(void, core_set_pace, struct core *c, enum core_pace pace, uint64_t now) {
+}
+
 PLAYED(bool, core_next_publish, struct core *c, uint64_t now, struct core_publish *ret) {
         return false;
 }

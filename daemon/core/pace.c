@@ -1,0 +1,69 @@
+/* How fast, and whether scanning is worth it.
+ *
+ * News (a range, a client that is back, a request, another tunable) is covered by the full scan under way, of which nobody knows how much
+ * it still sees, the next one, which finds the pages, and as many more as pages take to settle. After that scans prove themselves: one
+ * that finds equals for a hundredth of what it reads is worth another. So what appears in ranges that are there already is found at the
+ * idle pace first, and makes it the full one as soon as it shows. */
+#include "daemon/core/internal.h"
+
+/* A scan is worth another when one page in so many that it read has an equal ... */
+#define PROMISING_1_IN 100
+/* ... which is known before it ends when it has been so for at least so many pages. */
+#define PROMISING_SURE BLOCK_PAGES
+#define NEWS_SCANS_MAX 64
+#define FAST_DIVISOR 4
+
+uint64_t pace_usec(const struct core *c, int64_t ms) {
+        return c->pace == CORE_PACE_FAST ? usec_of_ms(ms) / FAST_DIVISOR : usec_of_ms(ms);
+}
+
+void pace_news(struct core *c) {
+        uint64_t settle = (uint64_t) c->tunables.settle_millisecs, pass = (uint64_t) c->tunables.pass_millisecs;
+        uint32_t n_scans = (uint32_t) MIN(2 + (settle + pass - 1) / pass, (uint64_t) NEWS_SCANS_MAX);
+
+        c->scans_to_do = MAX(c->scans_to_do, n_scans);
+}
+
+static bool is_promising(const struct core *c) {
+        return c->n_promising > 0 && (uint64_t) c->n_promising * PROMISING_1_IN >= c->n_read;
+}
+
+void pace_page_read(struct core *c, bool has_equal) {
+        c->n_read += c->n_read < UINT32_MAX;
+        c->n_promising += has_equal && c->n_promising < UINT32_MAX;
+        if (c->scans_to_do == 0 && c->n_promising >= PROMISING_SURE && is_promising(c))
+                c->scans_to_do = 1;
+}
+
+void pace_scan_ends(struct core *c) {
+        c->scans_to_do -= c->scans_to_do > 0;
+        if (c->scans_to_do == 0 && is_promising(c))
+                c->scans_to_do = 1;
+        c->n_read = c->n_promising = 0;
+}
+
+bool core_has_work(const struct core *c) {
+        return c->scans_to_do > 0;
+}
+
+void core_cpu_used(struct core *c, uint64_t usec) {
+        c->cpu_usec = usec;
+}
+
+void core_set_pace(struct core *c, enum core_pace pace, uint64_t now_usec) {
+        enum core_pace before = c->pace;
+
+        c->pace = pace;
+        if (pace == before || pace == CORE_PACE_REST)
+                return;
+        if (before == CORE_PACE_REST)
+                advisor_scan_begins(c, now_usec); /* rest is not scan time */
+        for (uint32_t i = pool_next(&c->clients, 0); i != NIL; i = pool_next(&c->clients, i + 1)) {
+                struct client *cl = client_at(c, i);
+
+                if (before == CORE_PACE_REST)
+                        turn_add(c, cl, TURN_READ);
+                if (cl->n_ranges > 0 && !cl->in_pass)
+                        scan_hurry(c, cl);
+        }
+}
