@@ -145,7 +145,7 @@ void tunables_print_help(FILE *f) {
                 const struct tunable_info *t = &tunable_table[i];
                 char range[TUNABLE_TEXT_BYTES], def[TUNABLE_TEXT_BYTES];
 
-                fprintf(f, "  %-34s %s [%s, default %s%s%s]\n", t->name, t->text, tunable_format_range((enum tunable_id) i, range),
-                        tunable_format_value((enum tunable_id) i, t->def, def), t->unit[0] ? " " : "", t->unit);
+                fprintf(f, "  %-34s [%s, default %s%s%s]\n      %s\n", t->name, tunable_format_range((enum tunable_id) i, range),
+                        tunable_format_value((enum tunable_id) i, t->def, def), t->unit[0] ? " " : "", t->unit, t->text);
         }
 }

@@ -84,5 +84,5 @@ const char *tunable_format(enum tunable_id id, int64_t value, char text[TUNABLE_
 const char *tunable_format_value(enum tunable_id id, int64_t value, char text[TUNABLE_TEXT_BYTES]);
 /* What may be set: "0 to 2", "none or scan-time". */
 const char *tunable_format_range(enum tunable_id id, char text[TUNABLE_TEXT_BYTES]);
-/* A line for each, for --help: name, meaning, range, default. */
+/* For --help: name, range, default, and what it means. */
 void tunables_print_help(FILE *f);

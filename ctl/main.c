@@ -28,7 +28,7 @@ static void print_help(void) {
                "  76  the daemon speaks another version of the protocol, or broke it\n"
                "  77  not allowed\n"
                "  run has its own: that of the command\n\n"
-               "docs/ksmctl.md is the manual.\n");
+               "ksmctl(1) and docs/ksmctl.md are the manual.\n");
 }
 
 static const struct verb *find_verb(const char *name) {
