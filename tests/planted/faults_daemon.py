@@ -3,6 +3,7 @@ from fault import Fault
 
 MERGE = ("daemon_merge", "sharing", "accounting")
 PROTOCOL = ("daemon_protocol",)
+GOVERNOR = ("governor", "governor-e2e")
 
 DAEMON_FAULTS = [
     # -- reading, hashing, publishing ---------------------------------------------------------------------------------------
@@ -132,6 +133,12 @@ DAEMON_FAULTS = [
     Fault("silent-not-parked", "7", "a client that never answers is asked on and on", "daemon/client.c", "                set_silent(c, true);\n}", "                set_silent(c, false);\n}", ("daemon_merge",)),
     Fault("raw-not-parked", "I7", "a process that changes mappings without libc is still asked", "daemon/client.c", "                client_update_park(c);\n                core_requests_cancel", "                core_requests_cancel", ("daemon_merge", "shim-raw")),
     Fault("users-unbounded", "7", "one user may take all connections", "daemon/session.c", "        if (a->n_sessions >= m->config.max_clients_per_uid || ", "        if (", PROTOCOL),
+    Fault("idle-uncapped", "tunables", "idle scanning takes all of max_cpu_permille", "daemon/governor.c", "{ GOVERNOR_IDLE, CORE_PACE_NORMAL, idle }", "{ GOVERNOR_IDLE, CORE_PACE_NORMAL, most }", GOVERNOR),
+    Fault("rest-is-idle", "tunables", "only_under_pressure scans at the idle pace", "daemon/governor.c", "{ GOVERNOR_REST, CORE_PACE_REST, most }", "{ GOVERNOR_REST, CORE_PACE_NORMAL, idle }", GOVERNOR),
+    Fault("pressure-flickers", "tunables", "a pressure around the threshold changes the pace all the time", "daemon/governor.c", "(was ? (threshold + 1) / 2 : threshold)", "(was ? threshold : threshold)", GOVERNOR),
+    Fault("fractions-lost", "tunables", "whoever asks often gets less processor time", "daemon/governor.c", "(int64_t) (elapsed * g->now.cpu_permille)", "(int64_t) (elapsed * g->now.cpu_permille / 1000 * 1000)", GOVERNOR),
+    Fault("full-for-some", "tunables", "the pressure of processes that all wait is taken for that of some", "daemon/sys/pressure.c", 'strstr(text, "\\nsome ");', 'strstr(text, "\\nfull ");', GOVERNOR),
+    Fault("advisor-ends-last", "tunables", "a reload that ends the advisor loses the file's pages_to_scan", "daemon/manager.c", "        if (values->advisor_mode == ADVISOR_NONE)\n                (void) manager_set_tunable(m, TUNABLE_advisor_mode, ADVISOR_NONE);\n", "", ("daemon_life",)),
     Fault("strangers-set", "8", "every user may change tunables", "daemon/control.c", "static void set_tunable(struct session *s, const struct msg_tunable_set *body) {\n        if (!is_privileged(s)) {", "static void set_tunable(struct session *s, const struct msg_tunable_set *body) {\n        if (!s) {", PROTOCOL),
     Fault("strangers-unmerge", "8", "every user may merge and unmerge others", "daemon/control.c", "        unsigned n = 0;\n        if (!is_privileged(s)) {", "        unsigned n = 0;\n        if (!s) {", PROTOCOL),
     Fault("strangers-look", "8", "every user sees the clients of all", "daemon/control.c", "        bool all = is_privileged(s);", "        bool all = s;", PROTOCOL),

@@ -136,6 +136,35 @@ static void test_advisor_follows(void **state) {
         finish(w);
 }
 
+/* The time in which nothing is to be scanned is not scan time: 1000 s of it would make 3000 pages. */
+static void test_advisor_ignores_rest(void **state) {
+        for (int stopped = 0; stopped <= 1; stopped++) {
+                struct world *w = start(1, 64);
+                int64_t before;
+
+                set(w, TUNABLE_advisor_target_scan_time, 10);
+                set(w, TUNABLE_advisor_min_pages_to_scan, 100);
+                world_run(w, SECOND / 2);
+                set(w, TUNABLE_advisor_mode, ADVISOR_SCAN_TIME);
+                before = world_counters(w).full_scans;
+                if (stopped)
+                        set(w, TUNABLE_run, 0);
+                else
+                        core_set_pace(w->core, CORE_PACE_REST, w->now_usec);
+                world_run(w, 1000 * SECOND);
+                assert_int_equal(world_counters(w).full_scans, before);
+                assert_int_equal(pages_to_scan(w), 100);
+                if (stopped)
+                        set(w, TUNABLE_run, 1);
+                else
+                        core_set_pace(w->core, CORE_PACE_NORMAL, w->now_usec);
+                while (world_counters(w).full_scans == before)
+                        world_run(w, SECOND / 100);
+                assert_int_equal(pages_to_scan(w), 1000);
+                finish(w);
+        }
+}
+
 /* -- full scans ---------------------------------------------------------------------------------------------------------- */
 
 /* What a pass found settled is part of the scan: it ends when that has been read. */
@@ -381,6 +410,7 @@ int main(void) {
                 cmocka_unit_test(test_advisor_arithmetic),
                 cmocka_unit_test(test_advisor_mode),
                 cmocka_unit_test(test_advisor_follows),
+                cmocka_unit_test(test_advisor_ignores_rest),
                 cmocka_unit_test(test_full_scan_reads),
                 cmocka_unit_test(test_fast),
                 cmocka_unit_test(test_shorter_pause),
