@@ -77,7 +77,8 @@
         X(governor, COUNT, "what scanning does: 0 stopped (run), 1 rests (only_under_pressure), 2 idle, 3 works, 4 hurries (memory is short)") \
         X(cpu_allowed_permille, COUNT, "CPU time that scanning may take now, thousandths of one core")               \
         X(memory_pressure_permille, COUNT, "time of the last 10 s that processes waited for memory, in thousandths; -1: not known") \
-        X(memory_available_permille, COUNT, "memory of the machine that is available, in thousandths; -1: not known")
+        X(memory_available_permille, COUNT, "memory of the machine that is available, in thousandths; -1: not known") \
+        X(settled_scans, COUNT, "full scans that programs written for kernel KSM count: what was registered before the last but one is merged")
 
 enum counter_unit { UNIT_COUNT, UNIT_PAGES, UNIT_BYTES, UNIT_USEC };
 

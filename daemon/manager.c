@@ -272,6 +272,7 @@ void manager_counters(struct manager *m, struct counters *ret) {
         struct agent_totals t = m->gone;
         struct rusage usage;
         *ret = (struct counters){ 0 };
+        core_look(m->core, now_usec());
         core_counters(m->core, ret);
         IDMAP_FOREACH(&m->clients, e) {
                 const struct client *c = e->value;

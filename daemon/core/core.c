@@ -127,6 +127,7 @@ int core_tunable_set(struct core *c, enum tunable_id id, int64_t value, uint64_t
         if (id == TUNABLE_run) {
                 set_run(c, value);
                 advisor_scan_begins(c, now_usec); /* rest is not scan time */
+                round_begins(c, now_usec);
         }
         if (id == TUNABLE_advisor_mode && value != before)
                 advisor_mode_changed(c, now_usec);

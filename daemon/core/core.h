@@ -249,6 +249,8 @@ uint64_t core_tick(struct core *c, uint64_t now_usec);
 
 /* Fills the counters that the core owns (the shell adds CPU times, waits, agents' figures). O(domains). */
 void core_counters(const struct core *c, struct counters *ret);
+/* Somebody is about to look at the counters: settled_scans goes on even while there is nothing to scan (round.c). */
+void core_look(struct core *c, uint64_t now_usec);
 struct core_client_counters {
         uint32_t domain, n_ranges;
         uint64_t registered_pages, tracked_pages, merged_pages, zero_pages, unshared_pages;

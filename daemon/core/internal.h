@@ -345,6 +345,8 @@ struct core {
         /* Clients that passes walk, and those of them whose part of the full scan is done. */
         uint32_t n_epoch_clients, n_epoch_counted;
         bool in_full_scan; /* one of them has begun a pass since */
+        uint32_t round_scans; /* full scans since settled_scans went up, which was at round_usec */
+        uint64_t round_usec;
         bool is_unmerging; /* run=2 */
         uint32_t n_held;         /* adopted segments */
         uint64_t adopted_usec;   /* the grace begins */
@@ -556,6 +558,7 @@ uint64_t settle_usec(const struct core *c, unsigned fails);
 /* request.c */
 void request_step(struct core *c, struct client *cl, uint64_t now_usec, unsigned *budget);
 /* The next window that the active merge_now wants scanned. */
+bool request_is_drained(const struct client *cl); /* nothing of it waits for a publish or an apply */
 bool request_scan_window(struct core *c, struct client *cl, uint64_t now_usec, uint64_t *ret_page, uint64_t *ret_end);
 bool request_wants_page(const struct core *c, const struct client *cl, uint64_t page, uint64_t record);
 /* A marked block gave pages back; is_end: it is through. */
@@ -587,6 +590,10 @@ uint64_t pace_usec(const struct core *c, int64_t ms); /* of a pass or settle tim
 void pace_news(struct core *c);                       /* something is there that no full scan has covered */
 void pace_page_read(struct core *c, bool has_equal);
 void pace_scan_ends(struct core *c);
+
+/* round.c */
+void round_begins(struct core *c, uint64_t now_usec);
+void round_scan_ended(struct core *c, uint64_t now_usec); /* a full scan has */
 
 /* advisor.c */
 /* pages_to_scan for the next scan, after one that took so long and so much CPU time. */

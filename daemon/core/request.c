@@ -202,7 +202,7 @@ bool request_wants_page(const struct core *c, const struct client *cl, uint64_t 
                r->scan_usec - written >= usec_of_ms(c->tunables.merge_now_settle_millisecs);
 }
 
-static bool is_drained(const struct client *cl) {
+bool request_is_drained(const struct client *cl) {
         bool is_empty = cl->publish.head == NIL && cl->apply.head == NIL;
 
         for (unsigned k = 0; k < SHORT_BUCKETS; k++)
@@ -234,7 +234,7 @@ static void merge_step(struct core *c, struct client *cl, uint64_t now_usec) {
                 turn_add(c, cl, TURN_PUBLISH);
         }
         if (r->phase == REQUEST_DRAIN) {
-                if (is_drained(cl) || now_usec >= r->until_usec)
+                if (request_is_drained(cl) || now_usec >= r->until_usec)
                         request_end(c, cl, 0);
                 else
                         timer_set(c, cl, TIMER_WAKE, r->until_usec);

@@ -159,6 +159,7 @@ static void epoch_count(struct core *c, struct client *cl, uint64_t now_usec) {
                 client_at(c, i)->has_counted = false;
         advisor_scan_ends(c, now_usec);
         pace_scan_ends(c);
+        round_scan_ended(c, now_usec);
 }
 
 /* The queue of blocks to read is in the order in which they came: all that are in it now have been read when its last has. */
