@@ -15,7 +15,7 @@
  * both of us as they are. */
 static const int passed_on[] = { SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH, SIGPWR };
 
-int child_environment(const char *shim_path, const char *socket_path) {
+int child_environment(const char *shim_path, const char *socket_path, enum child_merge merge) {
         const char *before = getenv("LD_PRELOAD");
         char value[2 * 4096];
 
@@ -24,25 +24,27 @@ int child_environment(const char *shim_path, const char *socket_path) {
         if (snprintf(value, sizeof(value), "%s%s%s", shim_path, before && *before ? ":" : "", before ? before : "") >=
             (int) sizeof(value))
                 return -E2BIG;
-        if (setenv("LD_PRELOAD", value, 1) < 0 || setenv("USERKSM_MERGE_ANY", "1", 1) < 0 ||
-            setenv("USERKSM_SOCKET", socket_path, 1) < 0)
+        if (setenv("LD_PRELOAD", value, 1) < 0 || setenv("USERKSM_SOCKET", socket_path, 1) < 0)
+                return -errno;
+        if ((merge == CHILD_MERGE_ANY ? setenv("USERKSM_MERGE_ANY", "1", 1) : unsetenv("USERKSM_MERGE_ANY")) < 0)
                 return -errno;
         return 0;
 }
 
-static void exec_child(const sigset_t *mask, const struct sigaction *child_action, int error_fd, char *const *argv) {
-        int error;
-
+/* What the child reports: errno of exec, or -errno of what was to be done before. */
+static void exec_child(const sigset_t *mask, const struct sigaction *child_action, int error_fd, char *const *argv, int error) {
         sigaction(SIGCHLD, child_action, NULL);
         sigprocmask(SIG_SETMASK, mask, NULL);
-        execvp(argv[0], argv);
-        error = errno;
+        if (error == 0) {
+                execvp(argv[0], argv);
+                error = errno;
+        }
         if (write(error_fd, &error, sizeof(error)) != sizeof(error))
                 _exit(RUN_STATUS_OURS);
         _exit(RUN_STATUS_CANNOT_RUN);
 }
 
-int child_start(struct child *c, char *const *argv, int *ret_status) {
+int child_start(struct child *c, char *const *argv, int (*prepare)(void *userdata), void *userdata, int *ret_status) {
         _cleanup_close_ int read_end = -1, write_end = -1;
         struct sigaction default_action = { .sa_handler = SIG_DFL }, ignore = { .sa_handler = SIG_IGN }, child_action;
         sigset_t mask, old;
@@ -72,7 +74,7 @@ int child_start(struct child *c, char *const *argv, int *ret_status) {
                 return r;
         }
         if (c->pid == 0)
-                exec_child(&old, &child_action, write_end, argv);
+                exec_child(&old, &child_action, write_end, argv, prepare ? prepare(userdata) : 0);
         /* A report that nobody reads must not end us before the command. */
         sigaction(SIGPIPE, &ignore, NULL);
         write_end = close_fd(write_end);
@@ -84,6 +86,8 @@ int child_start(struct child *c, char *const *argv, int *ret_status) {
                 return 0;
         waitpid(c->pid, NULL, 0);
         child_done(c);
+        if (error < 0)
+                return error;
         *ret_status = error == ENOENT || error == ENOTDIR ? RUN_STATUS_NOT_FOUND : RUN_STATUS_CANNOT_RUN;
         return -error;
 }

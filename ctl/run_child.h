@@ -15,13 +15,16 @@ struct child {
         int signal_fd; /* SIGCHLD and the signals that are passed on */
 };
 
+enum child_merge { CHILD_MERGE_ANY, CHILD_MERGE_ASKED }; /* all that it maps, or what it asks for */
+
 /* Puts shim_path in front of LD_PRELOAD and sets USERKSM_SOCKET and USERKSM_MERGE_ANY for our children. 0 or -errno:
  * -EINVAL when the path has a character that LD_PRELOAD takes as a separator. */
-int child_environment(const char *shim_path, const char *socket_path);
+int child_environment(const char *shim_path, const char *socket_path, enum child_merge merge);
 
 /* Forks and execs argv. 0; -errno of exec or fork: nothing runs and c is unusable; in *ret_status the status to exit
- * with. The child starts with the signal mask and dispositions that ksmctl was started with. */
-int child_start(struct child *c, char *const *argv, int *ret_status);
+ * with. The child starts with the signal mask and dispositions that ksmctl was started with. prepare, if not NULL, is called
+ * in it before it execs; an error of it (0 or -errno) counts as one of exec, with RUN_STATUS_OURS. */
+int child_start(struct child *c, char *const *argv, int (*prepare)(void *userdata), void *userdata, int *ret_status);
 
 /* To be called when signal_fd is readable. 1: the child has ended, *ret_status is what to exit with; 0: not yet. */
 int child_signals(struct child *c, int *ret_status);

@@ -25,11 +25,12 @@
 static const char *const dropped_environment[] = { "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS",
                                                    "LISTEN_PID", "LISTEN_FDNAMES", "LD_PRELOAD", "USERKSM_MERGE_ANY" };
 
-static void exec_daemon(const char *daemon_path, const char *socket_path, const sigset_t *mask) {
+static void exec_daemon(const char *daemon_path, const struct private_daemon *p, const sigset_t *mask) {
         for (size_t i = 0; i < ARRAY_SIZE(dropped_environment); i++)
                 unsetenv(dropped_environment[i]);
         sigprocmask(SIG_SETMASK, mask, NULL);
-        execl(daemon_path, daemon_path, "--private", "--socket", socket_path, (char *) NULL);
+        execl(daemon_path, daemon_path, "--private", "--socket", p->socket_path, p->options ? p->options[0] : NULL,
+              p->options ? p->options[1] : NULL, (char *) NULL);
         fprintf(stderr, "cannot execute %s: %s\n", daemon_path, strerror(errno));
         _exit(STATUS_OSERR);
 }
@@ -63,7 +64,7 @@ static void keeper_main(const struct private_daemon *p, const char *daemon_path)
 
         daemon = fork();
         if (daemon == 0)
-                exec_daemon(daemon_path, p->socket_path, &none);
+                exec_daemon(daemon_path, p, &none);
         if (daemon > 0)
                 status = keep(daemon, &signals);
         unlink(p->socket_path);
@@ -119,7 +120,7 @@ static int wait_until_up(struct private_daemon *p, struct admin *a) {
         return r;
 }
 
-int private_daemon_start(struct private_daemon *p, struct admin *a) {
+int private_daemon_start(struct private_daemon *p, const char *const *options, struct admin *a) {
         char daemon_path[PATH_MAX];
         int r;
 
@@ -133,6 +134,7 @@ int private_daemon_start(struct private_daemon *p, struct admin *a) {
                          "takes one");
                 return STATUS_OSERR;
         }
+        p->options = options;
         p->log_fd = memfd_create("userksmd.log", MFD_CLOEXEC);
         p->keeper = fork();
         if (p->keeper == 0)

@@ -11,15 +11,19 @@
 #include "ctl/admin.h"
 #include "ctl/ctl.h"
 
+#define PRIVATE_OPTIONS 2
+
 struct private_daemon {
         pid_t keeper; /* our child; -1: none */
         char directory[64], socket_path[80];
+        const char *const *options;
         int log_fd; /* what the daemon wrote to stderr */
 };
 #define PRIVATE_DAEMON_INIT { .keeper = -1, .log_fd = -1 }
 
-/* Starts it and connects. Returns STATUS_OK, or a status after complaining (with what the daemon said). */
-int private_daemon_start(struct private_daemon *p, struct admin *a);
+/* Starts it, with options besides its own (NULL: none), and connects. Returns STATUS_OK, or a status after complaining (with what the daemon
+ * said). */
+int private_daemon_start(struct private_daemon *p, const char *const *options, struct admin *a);
 /* started: a command ran under it. What that left behind may still be connecting, so the daemon is left alone and ends
  * with its last client. Else it is stopped and waited for. Does nothing when there is none. */
 void private_daemon_done(struct private_daemon *p, bool started);

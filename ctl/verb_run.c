@@ -16,6 +16,7 @@
 #include "ctl/run_child.h"
 #include "ctl/run_diagnose.h"
 #include "ctl/run_private.h"
+#include "ctl/run_sysfs.h"
 #include "ctl/run_watch.h"
 #include "ctl/verb_list.h"
 
@@ -25,12 +26,16 @@
 /* An agent connects some milliseconds after main starts; a program that takes longer to get there is rare. */
 #define HANDSHAKE_WARN_USEC 3000000
 
+/* Programs written for kernel KSM wait for full scans, which take it tenths of a second. */
+static const char *const sysfs_pace[PRIVATE_OPTIONS] = { "--pass_millisecs=100", "--settle_millisecs=100" };
+
 struct run {
         const struct ctl *ctl;
-        bool quiet, private_only, no_private;
+        bool quiet, private_only, no_private, sysfs;
         char *const *command;
         struct admin admin;
         struct private_daemon private_daemon;
+        struct sysfs_server sysfs_server;
         struct child child;
         struct watch watch;
         uint64_t started_usec;
@@ -64,7 +69,7 @@ static int find_a_daemon(struct run *run, const char **ret_socket) {
                         return admin_explain_connect(run->ctl, &run->admin, r);
         }
         *ret_socket = run->private_daemon.socket_path;
-        return private_daemon_start(&run->private_daemon, &run->admin);
+        return private_daemon_start(&run->private_daemon, run->sysfs ? sysfs_pace : NULL, &run->admin);
 }
 
 /* The command may change its directory: a relative path would lead elsewhere. */
@@ -153,6 +158,19 @@ static void report(const struct run *run) {
 
 /* -- the verb -------------------------------------------------------------------------------------------------- */
 
+/* 0, or -errno with the status to exit with. */
+static int start_command(struct run *run, const char *shim, const char *socket_path, int *ret_status) {
+        int r;
+
+        *ret_status = RUN_STATUS_OURS;
+        if (run->sysfs && sysfs_server_start(&run->sysfs_server, socket_path) != STATUS_OK)
+                return -ECANCELED;
+        r = child_environment(shim, socket_path, run->sysfs ? CHILD_MERGE_ASKED : CHILD_MERGE_ANY);
+        if (r < 0)
+                return r;
+        return child_start(&run->child, run->command, run->sysfs ? sysfs_server_enter : NULL, &run->sysfs_server, ret_status);
+}
+
 static int run_command(struct run *run) {
         char shim[PATH_MAX], absolute_path[PATH_MAX];
         const char *socket_path;
@@ -165,11 +183,8 @@ static int run_command(struct run *run) {
         if (find_a_daemon(run, &socket_path) != STATUS_OK)
                 return RUN_STATUS_OURS;
         name_socket(socket_path, absolute_path);
-        r = child_environment(shim, absolute_path);
-        if (r == 0)
-                r = child_start(&run->child, run->command, &status);
-        else
-                status = RUN_STATUS_OURS;
+        r = start_command(run, shim, absolute_path, &status);
+        sysfs_server_done(&run->sysfs_server);
         if (r < 0) {
                 complain("cannot run %s: %s", run->command[0], strerror(-r));
                 private_daemon_done(&run->private_daemon, false);
@@ -193,12 +208,14 @@ static int run_run(const struct ctl *ctl, int argc, char **argv) {
                 { "quiet", no_argument, NULL, 'q' },
                 { "private", no_argument, NULL, 'p' },
                 { "no-private", no_argument, NULL, 'n' },
+                { "sysfs", no_argument, NULL, 's' },
                 { 0 },
         };
         struct run run = {
                 .ctl = ctl,
                 .admin = ADMIN_INIT,
                 .private_daemon = PRIVATE_DAEMON_INIT,
+                .sysfs_server = SYSFS_SERVER_INIT,
         };
         int c;
 
@@ -215,6 +232,10 @@ static int run_run(const struct ctl *ctl, int argc, char **argv) {
                         break;
                 case 'n':
                         run.no_private = true;
+                        break;
+                case 's':
+                        run.sysfs = true;
+                        run.warned = true; /* when it asks for merging is its own business */
                         break;
                 default:
                         (void) verb_usage(&verb_run);
@@ -249,10 +270,12 @@ const struct verb verb_run = {
         "  -q, --quiet       no report at the end\n"
         "      --private     always a daemon of its own\n"
         "      --no-private  fail when no daemon runs\n"
+        "      --sysfs       for programs written for kernel KSM: they find userksm at /sys/kernel/mm/ksm (docs/sysfs.md),\n"
+        "                    and what they do not ask for, by madvise or prctl, is not merged\n"
         "  -h, --help        this text\n"
         "\n"
-        "Environment of COMMAND: LD_PRELOAD (the library is put in front of what is there), USERKSM_SOCKET,\n"
-        "USERKSM_MERGE_ANY=1.\n"
+        "Environment of COMMAND: LD_PRELOAD (the library is put in front of what is there), USERKSM_SOCKET, and without\n"
+        "--sysfs USERKSM_MERGE_ANY=1.\n"
         "\n"
         "Exit status: that of COMMAND; 128+N when signal N ended it; 125 when ksmctl failed and COMMAND was not\n"
         "started (no daemon, no library, wrong options); 126 when COMMAND cannot be executed; 127 when it was not\n"
