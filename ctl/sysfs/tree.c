@@ -10,22 +10,33 @@
 #include "common/cleanup.h"
 #include "common/log.h"
 #include "ctl/sysfs/attribute.h"
+#include "ctl/sysfs/domain.h"
 
 /* What sysfs says of each file, and the most that one write hands to a store function; the rest is another write's. */
 #define SYSFS_FILE_BYTES 4096
 /* Names and modes of the files never change. */
 #define TIMEOUT_SEC 3600.0
 
-/* An inode is its attribute's id behind that of the root directory. */
+/* Inodes: the root directory, the attributes behind it; a domain's directory has its id in the upper half and 0 in the lower, its
+ * files their number from 1 on. No domain has the id 0. */
 #define INO_FIRST (FUSE_ROOT_ID + 1)
+#define DOMAIN_SHIFT 32
+
+static fuse_ino_t domain_ino(uint32_t domain, unsigned file) {
+        return (fuse_ino_t) domain << DOMAIN_SHIFT | file;
+}
+
+static uint32_t ino_domain(fuse_ino_t ino) {
+        return (uint32_t) (ino >> DOMAIN_SHIFT);
+}
 
 struct open_file {
         pthread_mutex_t lock; /* reads of one file by several threads */
-        const struct attribute *attribute;
-        char text[ATTRIBUTE_TEXT_BYTES]; /* what the last read from offset 0 got */
+        char text[DOMAIN_TEXT_BYTES]; /* what the last read from offset 0 got */
         size_t size;
         bool is_filled;
 };
+_Static_assert(DOMAIN_TEXT_BYTES >= ATTRIBUTE_TEXT_BYTES, "any file's text");
 
 static struct tree *tree_of(fuse_req_t req) {
         return fuse_req_userdata(req);
@@ -38,45 +49,88 @@ static const struct attribute *attribute_of(fuse_ino_t ino) {
         return ino >= INO_FIRST && ino - INO_FIRST < ATTRIBUTE_MAX_ ? &attribute_table[ino - INO_FIRST] : NULL;
 }
 
+/* 0; -ENOENT: no such domain (any more); -EIO. */
+static int find_domain(struct link *link, uint32_t domain, struct domain_element *ret) {
+        struct domain_list list;
+        int r = link_domains(link, &list);
+
+        if (r < 0)
+                return r;
+        r = -ENOENT;
+        for (size_t i = 0; i < list.n; i++)
+                if (list.domains[i].domain == domain) {
+                        *ret = list.domains[i];
+                        r = 0;
+                }
+        domain_list_free(&list);
+        return r;
+}
+
+/* Of domains only the form of the inode is looked at. */
 static int fill_stat(const struct tree *t, fuse_ino_t ino, struct stat *ret) {
         const struct attribute *a = attribute_of(ino);
+        bool is_directory = ino == FUSE_ROOT_ID || (ino_domain(ino) && (uint32_t) ino == 0);
 
-        *ret = (struct stat) { .st_ino = ino, .st_uid = t->uid, .st_gid = t->gid };
-        ret->st_atim = ret->st_mtim = ret->st_ctim = t->started;
-        if (ino == FUSE_ROOT_ID) {
-                ret->st_mode = S_IFDIR | 0755;
-                ret->st_nlink = 2;
-                return 0;
-        }
-        if (!a)
+        if (!is_directory && !a && !ino_domain(ino))
                 return -ENOENT;
-        ret->st_mode = S_IFREG | (a->format == ATTRIBUTE_COUNTER ? 0444 : 0644);
-        ret->st_nlink = 1;
-        ret->st_size = SYSFS_FILE_BYTES;
+        *ret = (struct stat) { .st_ino = ino, .st_uid = t->uid, .st_gid = t->gid, .st_nlink = is_directory ? 2 : 1 };
+        ret->st_atim = ret->st_mtim = ret->st_ctim = t->started;
+        if (is_directory)
+                ret->st_mode = S_IFDIR | (ino == FUSE_ROOT_ID ? 0755 : 0500);
+        else
+                ret->st_mode = S_IFREG | (!a ? 0400 : a->format == ATTRIBUTE_COUNTER ? 0444 : 0644);
+        ret->st_size = is_directory ? 0 : SYSFS_FILE_BYTES;
         return 0;
 }
 
-static void tree_lookup(fuse_req_t req, fuse_ino_t parent, const char *name) {
-        struct fuse_entry_param e = { .attr_timeout = TIMEOUT_SEC, .entry_timeout = TIMEOUT_SEC };
-        int id = parent == FUSE_ROOT_ID ? attribute_find(name) : -ENOENT;
+/* 0 with the inode that has this name, or -errno. */
+static int find_name(struct link *link, fuse_ino_t parent, const char *name, fuse_ino_t *ret) {
+        struct domain_element d;
+        uint32_t domain;
+        int r;
 
-        if (id < 0) {
-                fuse_reply_err(req, ENOENT);
+        if (ino_domain(parent)) {
+                r = domain_file_find(name);
+                *ret = domain_ino(ino_domain(parent), (unsigned) r + 1);
+                return MIN(r, 0);
+        }
+        r = attribute_find(name);
+        if (r >= 0) {
+                *ret = INO_FIRST + (fuse_ino_t) r;
+                return 0;
+        }
+        r = domain_parse(name, &domain);
+        if (r == 0)
+                r = find_domain(link, domain, &d);
+        *ret = domain_ino(domain, 0);
+        return r;
+}
+
+static void tree_lookup(fuse_req_t req, fuse_ino_t parent, const char *name) {
+        struct fuse_entry_param e = { 0 };
+        int r = find_name(tree_of(req)->link, parent, name, &e.ino);
+
+        if (r < 0) {
+                fuse_reply_err(req, -r);
                 return;
         }
-        e.ino = INO_FIRST + (fuse_ino_t) id;
+        if (!ino_domain(e.ino))
+                e.attr_timeout = e.entry_timeout = TIMEOUT_SEC; /* domains come and go */
         (void) fill_stat(tree_of(req), e.ino, &e.attr);
         fuse_reply_entry(req, &e);
 }
 
 static void tree_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi) {
+        struct domain_element d;
         struct stat st;
         int r = fill_stat(tree_of(req), ino, &st);
 
+        if (r == 0 && ino_domain(ino))
+                r = find_domain(tree_of(req)->link, ino_domain(ino), &d);
         if (r < 0)
                 fuse_reply_err(req, -r);
         else
-                fuse_reply_attr(req, &st, TIMEOUT_SEC);
+                fuse_reply_attr(req, &st, ino_domain(ino) ? 0 : TIMEOUT_SEC);
 }
 
 /* Truncation is what a shell's `>` does, and does nothing here; neither does touch. Owner and mode stay. */
@@ -87,46 +141,90 @@ static void tree_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int 
                 tree_getattr(req, ino, fi);
 }
 
-/* Offsets are 1 for ".", 2 for "..", then the attributes'. */
+struct listing {
+        fuse_req_t req;
+        char *buffer;
+        size_t size, used;
+};
+
+/* next: the offset at which a listing goes on behind this name. False: no room. */
+static bool list_name(struct listing *l, const char *name, fuse_ino_t ino, mode_t type, off_t next) {
+        struct stat st = { .st_ino = ino, .st_mode = type };
+        size_t n = fuse_add_direntry(l->req, l->buffer + l->used, l->size - l->used, name, &st, next);
+
+        if (n > l->size - l->used)
+                return false;
+        l->used += n;
+        return true;
+}
+
+/* Offsets are 1 for ".", 2 for "..", then the attributes', then those of the domains by their ids, which stay when others go. Without
+ * a daemon the files are there, as they answer EIO. */
+static void list_root(struct listing *l, off_t offset) {
+        const off_t first_domain = 2 + ATTRIBUTE_MAX_;
+        struct domain_list domains;
+        char name[DOMAIN_NAME_BYTES];
+
+        for (off_t next = offset + 1; next <= first_domain; next++) {
+                bool is_attribute = next > 2;
+
+                if (!list_name(l, next == 1 ? "." : next == 2 ? ".." : attribute_table[next - 3].name,
+                               is_attribute ? INO_FIRST + (fuse_ino_t) next - 3 : FUSE_ROOT_ID, is_attribute ? S_IFREG : S_IFDIR, next))
+                        return;
+        }
+        if (link_domains(tree_of(l->req)->link, &domains) < 0)
+                return;
+        for (size_t i = 0; i < domains.n; i++) {
+                off_t next = first_domain + domains.domains[i].domain;
+
+                domain_name(domains.domains[i].domain, name);
+                if (next > offset && !list_name(l, name, domain_ino(domains.domains[i].domain, 0), S_IFDIR, next))
+                        break;
+        }
+        domain_list_free(&domains);
+}
+
+static void list_domain(struct listing *l, uint32_t domain, off_t offset) {
+        for (off_t next = offset + 1; next <= 2 + DOMAIN_FILE_MAX_; next++) {
+                bool is_file = next > 2;
+
+                if (!list_name(l, next == 1 ? "." : next == 2 ? ".." : domain_file_names[next - 3],
+                               next == 2 ? FUSE_ROOT_ID : domain_ino(domain, is_file ? (unsigned) next - 2 : 0),
+                               is_file ? S_IFREG : S_IFDIR, next))
+                        return;
+        }
+}
+
 static void tree_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, struct fuse_file_info *fi) {
         _cleanup_free_ char *buffer = malloc(size);
-        size_t used = 0;
+        struct listing l = { .req = req, .buffer = buffer, .size = size };
 
         if (!buffer) {
                 fuse_reply_err(req, ENOMEM);
                 return;
         }
-        for (off_t next = offset + 1; next <= 2 + ATTRIBUTE_MAX_; next++) {
-                const char *name = next == 1 ? "." : next == 2 ? ".." : attribute_table[next - 3].name;
-                struct stat st = { .st_ino = FUSE_ROOT_ID, .st_mode = S_IFDIR };
-                size_t n;
-
-                if (next > 2)
-                        st = (struct stat) { .st_ino = INO_FIRST + (fuse_ino_t) (next - 3), .st_mode = S_IFREG };
-                n = fuse_add_direntry(req, buffer + used, size - used, name, &st, next);
-                if (n > size - used)
-                        break;
-                used += n;
-        }
-        fuse_reply_buf(req, buffer, used);
+        if (ino_domain(ino))
+                list_domain(&l, ino_domain(ino), offset);
+        else
+                list_root(&l, offset);
+        fuse_reply_buf(req, buffer, l.used);
 }
 
 /* -- values ------------------------------------------------------------------------------------------------------------ */
 
 static void tree_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi) {
         const struct attribute *a = attribute_of(ino);
-        struct open_file *file = a ? calloc(1, sizeof(*file)) : NULL;
-        int r = !a ? -ENOENT : !file ? -ENOMEM : 0;
+        struct open_file *file = calloc(1, sizeof(*file));
+        int r = file ? 0 : -ENOMEM;
 
         /* As sysfs: nothing to write by, nothing to open for writing. */
-        if (r == 0 && a->format == ATTRIBUTE_COUNTER && (fi->flags & O_ACCMODE) != O_RDONLY)
+        if (r == 0 && (!a || a->format == ATTRIBUTE_COUNTER) && (fi->flags & O_ACCMODE) != O_RDONLY)
                 r = -EACCES;
         if (r < 0) {
                 free(file);
                 fuse_reply_err(req, -r);
                 return;
         }
-        file->attribute = a;
         pthread_mutex_init(&file->lock, NULL);
         fi->fh = (uintptr_t) file;
         fi->direct_io = 1; /* no page cache between the daemon and a reader */
@@ -170,24 +268,33 @@ static int tunable_value(struct link *link, int tunable, int64_t *ret) {
         return r;
 }
 
-static int value_of(struct link *link, const struct attribute *a, int64_t *ret) {
-        return a->format == ATTRIBUTE_COUNTER ? counter_value(link, a->value, ret) : tunable_value(link, a->value, ret);
+/* Length of the text, or -errno. */
+static int fill_text(struct link *link, fuse_ino_t ino, char text[DOMAIN_TEXT_BYTES]) {
+        const struct attribute *a = attribute_of(ino);
+        struct domain_element d;
+        int64_t value;
+        int r;
+
+        if (!a) {
+                r = find_domain(link, ino_domain(ino), &d);
+                return r < 0 ? r : (int) domain_show((enum domain_file) ((uint32_t) ino - 1), &d, text);
+        }
+        r = a->format == ATTRIBUTE_COUNTER ? counter_value(link, a->value, &value) : tunable_value(link, a->value, &value);
+        return r < 0 ? r : (int) attribute_show(a, value, text);
 }
 
 /* As seq_file: a read from the start is a new look, one that goes on gets the rest of the same value. */
 static void tree_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset, struct fuse_file_info *fi) {
         struct open_file *file = (struct open_file *) (uintptr_t) fi->fh;
-        char text[ATTRIBUTE_TEXT_BYTES];
+        char text[DOMAIN_TEXT_BYTES];
         size_t from, n;
-        int64_t value;
         int r = 0;
 
         pthread_mutex_lock(&file->lock);
         if (offset == 0 || !file->is_filled) {
-                r = value_of(tree_of(req)->link, file->attribute, &value);
-                file->is_filled = r == 0;
-                if (r == 0)
-                        file->size = attribute_show(file->attribute, value, file->text);
+                r = fill_text(tree_of(req)->link, ino, file->text);
+                file->is_filled = r >= 0;
+                file->size = (size_t) MAX(r, 0);
         }
         from = MIN((size_t) offset, file->size);
         n = MIN(size, file->size - from);
@@ -222,14 +329,13 @@ static int store(fuse_req_t req, const struct attribute *a, const char *text) {
 /* As kernfs: the offset means nothing, each write is one value, of which a page at most is looked at. */
 static void tree_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t size, off_t offset,
                        struct fuse_file_info *fi) {
-        struct open_file *file = (struct open_file *) (uintptr_t) fi->fh;
         char text[SYSFS_FILE_BYTES + 1];
         int r;
 
         size = MIN(size, (size_t) SYSFS_FILE_BYTES);
         memcpy(text, data, size);
         text[size] = 0;
-        r = store(req, file->attribute, text);
+        r = store(req, attribute_of(ino), text);
         if (r < 0)
                 fuse_reply_err(req, -r);
         else

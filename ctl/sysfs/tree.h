@@ -1,4 +1,4 @@
-/* The file system: libfuse's low-level operations over the table of attributes and the daemon.
+/* The file system: libfuse's low-level operations over the tables of attributes and domains' files, and the daemon.
  *
  * Nothing is cached: each read from offset 0 asks the daemon, each write returns what the daemon answered. Permissions are the
  * kernel's to check (mount option default_permissions), but for one that it does not: not even root opens a read-only file for writing. */

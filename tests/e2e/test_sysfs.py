@@ -308,6 +308,41 @@ def run_2_waits_for_what_can_be_restored():
             v.quit()
 
 
+def each_domain_has_a_directory():
+    """Three processes of two users: sums add up to the totals and to what the kernel maps; a directory goes with its domain."""
+    with Daemon() as d, Tree(d) as t:
+        os.chmod(d.directory, 0o755)
+        os.chmod(d.socket, 0o666)
+        assert not list(t.path.glob("domain*"))
+        victims = [Victim(d, user=u, group=u) for u in (1000, 1001, 1001)]
+        for v in victims:
+            v.do("map", "a", 64)
+            v.do("fill", "a", 0, 64, 1)
+        until(lambda: t.read("pages_sharing") == "64\n", 60, "the pair is merged")
+
+        def sums():
+            return {(p / "key").read_text().split()[0]: {f.name: f.read_text() for f in p.iterdir()} for p in t.path.glob("domain*")}
+
+        found = sums()
+        assert set(found) == {"uid=1000", "uid=1001"}, found
+        one, two = found["uid=1000"], found["uid=1001"]
+        assert (one["processes"], one["pages_shared"], one["pages_sharing"]) == ("1\n", "0\n", "0\n"), one
+        assert (two["processes"], two["pages_shared"], two["pages_sharing"], two["registered_pages"]) == ("2\n", "64\n", "64\n", "128\n")
+        for name in ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "ksm_zero_pages"):
+            until(lambda: int(t.read(name)) == sum(int(s[name]) for s in sums().values()), 20, f"{name} adds up")
+        directories = sorted(t.path.glob("domain*"))
+        for p in directories:
+            assert stat.S_IMODE(p.stat().st_mode) == 0o500 and stat.S_IMODE((p / "key").stat().st_mode) == 0o400
+            assert result(lambda: os.close(os.open(p / "pages_shared", os.O_WRONLY))) == "EACCES"
+            assert result(lambda: os.stat(t.path / p.name.replace("domain", "domain0"))) == "ENOENT"
+        fd = os.open(directories[0] / "key", os.O_RDONLY)
+        for v in victims:
+            v.quit()
+        until(lambda: not list(t.path.glob("domain*")), 60, "the domains are gone")
+        assert result(lambda: os.pread(fd, 9, 0)) == "ENOENT" and result(lambda: os.stat(directories[0])) == "ENOENT"
+        os.close(fd)
+
+
 def servers():
     """userksm-sysfs processes of this build that serve a mount which was handed over."""
     found = set()
@@ -351,5 +386,5 @@ def the_tree_lives_as_long_as_its_namespace():
 if not (KSM / "run").exists():
     skip("this kernel is without KSM: nothing to compare with")
 run(the_files_are_the_kernels, reading_is_as_from_sysfs, nothing_else_can_be_done, writes_fail_alike, the_daemon_may_go_and_come,
-    a_killed_server_leaves_no_mount, run_2_waits_for_what_can_be_restored, the_tree_lives_as_long_as_its_namespace,
+    a_killed_server_leaves_no_mount, each_domain_has_a_directory, run_2_waits_for_what_can_be_restored, the_tree_lives_as_long_as_its_namespace,
     programs_for_kernel_ksm_run)
