@@ -17,6 +17,13 @@ bool client_has_vmas(const struct core *c, const struct client *cl, uint32_t n, 
         return cl->vmas_used + cl->vmas_pending + n <= (is_long ? budget : budget - budget / 5);
 }
 
+/* An eighth of the budget is used, or will be if what is about to be merged lies scattered. */
+bool client_is_short_of_vmas(const struct core *c, const struct client *cl) {
+        int64_t coming = (int64_t) (cl->states[PAGE_MATCHED] + cl->states[PAGE_HASHED]);
+
+        return cl->vmas_used + cl->vmas_pending + coming > client_vma_budget(c, cl) / 8;
+}
+
 /* The kernel said no: leave the process alone for a while, longer each time. */
 void client_budget_hit(struct core *c, struct client *cl, uint64_t now_usec) {
         if (cl->budget_usec > now_usec)

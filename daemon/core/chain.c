@@ -1,4 +1,7 @@
-/* From a page's hash to what it can share: the chain with equal bytes, or another page with equal bytes, or neither yet. */
+/* From a page's hash to what it can share: the chain with equal bytes, or another page with equal bytes, or neither yet.
+ *
+ * Neighbours of equal bytes (memset, poison) share slots in strips: with one slot for all of them each would be a mapping of its own.
+ * With D dups in a row, in turn, D pages are one. So when VMAs are short a chain gets dups in rows, although one would do. */
 #include "daemon/core/internal.h"
 
 /* Dups looked at before the chain counts as full: keeps the cost of a lookup from growing with the number of dups. */
@@ -68,40 +71,78 @@ uint32_t chain_pick(struct core *c, struct domain *d, uint32_t indexed, uint32_t
         return best;
 }
 
-/* The slot after the one that the page before maps or will map. */
-static uint32_t continuing_slot(const struct core *c, const struct block *b, unsigned i) {
+uint32_t strip_width(const struct core *c, const struct client *cl, uint32_t indexed, uint32_t n_more) {
+        const struct domain *d = client_domain(c, cl);
+        uint64_t n = n_more;
+        uint32_t slot = indexed;
+
+        if (!client_is_short_of_vmas(c, cl))
+                return 1;
+        for (unsigned k = 0; slot != NIL && k < BLOCK_PAGES; k++) {
+                n += slot_at(d, slot)->sharers + slot_at(d, slot)->pending;
+                slot = slot_at(d, slot)->next;
+                if (slot == indexed)
+                        break;
+        }
+        n = MIN(n / STRIP_SHARERS, (uint64_t) BLOCK_PAGES);
+        return (uint32_t) MAX(n, UINT64_C(1));
+}
+
+/* The slot that the page before maps or will map, or NIL. */
+static uint32_t slot_before(const struct core *c, const struct block *b, unsigned i) {
         uint32_t before, other;
 
         if (i > 0) {
                 before = page_slot(c, b, i - 1);
-                if (before == NIL)
-                        before = page_file_slot(c, b, i - 1);
-        } else {
-                other = b->number > 0 ? block_find(c, block_client(c, b), b->number - 1) : NIL;
-                before = other != NIL ? page_slot(c, block_at(c, other), BLOCK_PAGES - 1) : NIL;
+                return before != NIL ? before : page_file_slot(c, b, i - 1);
         }
-        return before == NIL ? NIL : before + 1;
+        other = b->number > 0 ? block_find(c, block_client(c, b), b->number - 1) : NIL;
+        return other != NIL ? page_slot(c, block_at(c, other), BLOCK_PAGES - 1) : NIL;
 }
 
-/* The one that costs no VMA: where the page lies anyway, or the continuation of the page before. */
-static uint32_t preferred_slot(const struct core *c, const struct domain *d, const struct block *b, unsigned i,
+static bool is_dup(const struct domain *d, uint32_t slot, uint64_t hash) {
+        return slot != NIL && slot / SEGMENT_UNIT < d->n_units && segment_of(d, slot) && slot_key(d, slot) == index_key(hash);
+}
+
+/* The next dup of the row after this one that has room, from the row's begin when there is none up to its end; or NIL. */
+static uint32_t strip_next(const struct core *c, const struct domain *d, uint32_t slot, uint64_t hash) {
+        uint32_t first = slot, at;
+
+        for (at = slot + 1; at < slot + BLOCK_PAGES && slots_are_neighbours(d, at - 1, at) && is_dup(d, at, hash); at++)
+                if (slot_has_room(c, d, at))
+                        return at;
+        while (slot - first < BLOCK_PAGES && slots_are_neighbours(d, first - 1, first) && is_dup(d, first - 1, hash))
+                first--;
+        for (at = first; at <= slot; at++)
+                if (slot_has_room(c, d, at))
+                        return at;
+        return NIL;
+}
+
+/* The one that costs no VMA: where the page lies anyway, or the continuation of the page before; and of a strip the next. */
+static uint32_t preferred_slot(const struct core *c, const struct domain *d, const struct block *b, unsigned i, uint32_t before,
                                uint64_t hash) {
         uint32_t own = page_file_slot(c, b, i);
 
-        return own != NIL && slot_key(d, own) == index_key(hash) && slot_has_room(c, d, own) ? own
-                                                                                            : continuing_slot(c, b, i);
+        if (is_dup(d, own, hash) && slot_has_room(c, d, own))
+                return own;
+        if (before == NIL)
+                return NIL;
+        return is_dup(d, before, hash) ? strip_next(c, d, before, hash) : before + 1;
 }
 
 void page_resolve(struct core *c, uint32_t block, unsigned i, uint64_t hash, uint64_t now_usec) {
         struct block *b = block_at(c, block);
         struct domain *d = client_domain(c, block_client(c, b));
         unsigned fails = record_fails(b->page[i]);
-        uint32_t slot = NIL;
+        uint32_t slot = NIL, before = slot_before(c, b, i);
         struct match m;
 
         match_find(c, d, hash, &m);
         if (m.slot != NIL)
-                slot = chain_pick(c, d, m.slot, preferred_slot(c, d, b, i, hash));
+                slot = chain_pick(c, d, m.slot, preferred_slot(c, d, b, i, before, hash));
+        if (slot != NIL && slot == before && strip_width(c, block_client(c, b), slot, 0) > 1)
+                slot = NIL; /* the same once more would be a mapping more: as if it were full */
         if (slot != NIL) {
                 slot_pend(d, slot);
                 page_mark(c, block, i, record(PAGE_MATCHED, fails, slot));

@@ -276,6 +276,7 @@ struct client {
 enum op_kind { OP_SCAN = 1, OP_READ, OP_PUBLISH, OP_APPLY };
 struct op_publish {
         uint32_t n_pages;
+        uint64_t strips; /* those of its pages that get a dup of their own, although others would have room */
         uint32_t pages[CORE_PUBLISH_PAGES], slots[CORE_PUBLISH_PAGES];
         uint64_t hashes[CORE_PUBLISH_PAGES];
 };
@@ -544,6 +545,12 @@ struct match {
         uint32_t page; /* an unshared or partner page with this hash, or NIL */
 };
 void match_find(const struct core *c, const struct domain *d, uint64_t hash, struct match *ret);
+/* A strip, a row of dups of one content, is as long as a block at most, and has so many sharers for each of its dups at least. */
+#define STRIP_SHARERS 32
+#define STRIP_PAGES (STRIP_SHARERS * BLOCK_PAGES) /* make the longest */
+/* How many dups in a row the pages of this content that follow each other in the client's memory had best be spread over: 1 while
+ * VMAs are plenty; else so many that 32 pages share each, by what shares the chain now (indexed: one of its dups, or NIL). */
+uint32_t strip_width(const struct core *c, const struct client *cl, uint32_t indexed, uint32_t n_more);
 /* A dup with room: `prefer` if it is one, else the fullest of the first few; NIL when they are full. */
 uint32_t chain_pick(struct core *c, struct domain *d, uint32_t indexed, uint32_t prefer);
 /* Puts a page with this hash (state READING or HASHED) where it belongs: MATCHED, HASHED or UNSHARED. */
@@ -551,6 +558,7 @@ void page_resolve(struct core *c, uint32_t block, unsigned i, uint64_t hash, uin
 
 /* budget.c */
 int64_t client_vma_budget(const struct core *c, const struct client *cl);
+bool client_is_short_of_vmas(const struct core *c, const struct client *cl);
 bool client_has_vmas(const struct core *c, const struct client *cl, uint32_t n, bool is_long);
 void client_budget_hit(struct core *c, struct client *cl, uint64_t now_usec);
 uint64_t settle_usec(const struct core *c, unsigned fails);

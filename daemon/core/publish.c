@@ -3,7 +3,8 @@
  *
  * Between hand-out and answer anything may happen to both pages. So the answer decides anew, from what the index then
  * holds for the hash of what was really written: the partner, another page that came meanwhile, a chain that came
- * meanwhile (the slot is wasted), or nobody (wasted too: a page shared by one saves nothing). */
+ * meanwhile (the slot is wasted), or nobody (wasted too: a page shared by one saves nothing). Of a strip (chain.c) only the first
+ * source has a partner; the others make dups of the chain that it makes. */
 #include "daemon/core/internal.h"
 
 #include <errno.h>
@@ -17,7 +18,8 @@ struct publishing {
         uint64_t now_usec;
         uint64_t sources;              /* pages with a partner */
         uint64_t had_one;              /* and those that had one */
-        uint32_t partner[BLOCK_PAGES]; /* page ids */
+        uint64_t strips;               /* get dups of their own beside the first of their content */
+        uint32_t partner[BLOCK_PAGES]; /* page ids; NIL: none is needed, for the one before makes the chain */
         unsigned longest_short;
 };
 
@@ -29,6 +31,52 @@ static void remark(struct core *c, uint32_t id, enum page_state state) {
         uint64_t r = *record_of(c, id);
 
         page_mark(c, id >> BLOCK_SHIFT, id & (BLOCK_PAGES - 1), (r & ~UINT64_C(15)) | state);
+}
+
+static bool is_equal(const struct block *b, unsigned i, uint64_t hash) {
+        return record_state(b->page[i]) == PAGE_HASHED && record_hash(b->page[i]) == hash;
+}
+
+/* Pages from this one on that wait for a publish of the same bytes, as far as it matters; of them *ret_here in this block. */
+static uint32_t count_equal(const struct publishing *p, unsigned i, uint64_t hash, uint32_t *ret_here) {
+        const struct block *b = block_at(p->c, p->block);
+        uint32_t n = 1, block = p->block;
+
+        *ret_here = 0;
+        for (unsigned k = i + 1; n < STRIP_PAGES; k++) {
+                if (k == BLOCK_PAGES) {
+                        *ret_here = *ret_here ? *ret_here : n;
+                        block = block_find(p->c, p->cl, block_at(p->c, block)->number + 1);
+                        if (block == NIL)
+                                break;
+                        b = block_at(p->c, block);
+                        k = 0;
+                }
+                if (!is_equal(b, k, hash))
+                        break;
+                n++;
+        }
+        *ret_here = *ret_here ? *ret_here : n;
+        return n;
+}
+
+/* A source whose neighbours have the same bytes: as many of them become sources as make a strip. */
+static void widen(struct publishing *p, unsigned i, uint32_t indexed) {
+        uint64_t hash = record_hash(block_at(p->c, p->block)->page[i]);
+        uint32_t here, n, width;
+
+        if (!client_is_short_of_vmas(p->c, p->cl))
+                return;
+        n = count_equal(p, i, hash, &here);
+        width = MIN(here, strip_width(p->c, p->cl, indexed, n));
+        for (uint32_t k = 0; k < width && width > 1; k++) {
+                p->strips |= UINT64_C(1) << (i + k);
+                if (k == 0)
+                        continue;
+                remark(p->c, page_id(p->block, i + k), PAGE_SOURCE);
+                p->partner[i + k] = NIL;
+                p->sources |= UINT64_C(1) << (i + k);
+        }
 }
 
 /* Resolves what can be resolved by now, and pairs the rest off. */
@@ -51,6 +99,7 @@ static void find_sources(struct publishing *p) {
                 remark(c, page_id(p->block, i), PAGE_SOURCE);
                 p->partner[i] = m.page;
                 p->sources |= UINT64_C(1) << i;
+                widen(p, i, m.slot);
         }
         p->had_one = p->sources;
 }
@@ -78,7 +127,8 @@ static bool has_more(const struct publishing *p) {
 static void unpair(struct publishing *p, unsigned i, bool backs_off) {
         uint32_t id = page_id(p->block, i);
 
-        remark(p->c, p->partner[i], PAGE_UNSHARED);
+        if (p->partner[i] != NIL)
+                remark(p->c, p->partner[i], PAGE_UNSHARED);
         p->sources &= ~(UINT64_C(1) << i);
         if (backs_off)
                 page_fresh(p->c, p->block, i, more_fails(record_fails(*record_of(p->c, id)), 1), p->now_usec);
@@ -105,7 +155,7 @@ static bool may_publish(struct publishing *p, unsigned i, unsigned n, bool *ret_
         if (*ret_waits)
                 return false;
         return clean_leaves_room(c, d, (uint64_t) __builtin_popcountll(p->sources)) &&
-               has_vmas_for(c, page_id(p->block, i), is_long) && has_vmas_for(c, p->partner[i], is_long);
+               has_vmas_for(c, page_id(p->block, i), is_long) && (p->partner[i] == NIL || has_vmas_for(c, p->partner[i], is_long));
 }
 
 static void select_runs(struct publishing *p) {
@@ -159,6 +209,7 @@ static bool give_slots(struct publishing *p, struct op_publish *o, struct core_p
                 for (uint32_t k = 0; k < n; k++, o->n_pages++, p->sources &= p->sources - 1) {
                         unsigned i = (unsigned) __builtin_ctzll(p->sources);
 
+                        o->strips |= (p->strips >> i & 1) << o->n_pages;
                         o->pages[o->n_pages] = page_id(p->block, i);
                         o->slots[o->n_pages] = first + k;
                         o->hashes[o->n_pages] = record_hash(block_at(p->c, p->block)->page[i]);
@@ -185,6 +236,7 @@ static bool publish_build(struct core *c, struct client *cl, uint32_t block, uin
                 return false;
         }
         op->publish->n_pages = 0;
+        op->publish->strips = 0;
         find_sources(&p);
         select_runs(&p);
         *ret_waits = give_slots(&p, op->publish, ret) || has_more(&p);
@@ -277,12 +329,18 @@ static void to_matched(struct core *c, uint32_t id, uint32_t slot) {
 }
 
 /* The slot holds the bytes that the source was read with. */
-static void publish_good(struct core *c, struct domain *d, uint32_t source, uint32_t slot, uint64_t hash,
+static void publish_good(struct core *c, struct domain *d, uint32_t source, uint32_t slot, uint64_t hash, bool is_strip,
                          uint64_t now_usec) {
         struct match m;
 
         match_find(c, d, hash, &m);
-        if (m.page == NIL || (m.slot != NIL && chain_pick(c, d, m.slot, NIL) != NIL)) {
+        if (is_strip && m.slot != NIL && m.page == NIL) {
+                slot_live(c, d, slot, hash);
+                slot_join(c, d, slot, m.slot);
+                to_matched(c, source, slot);
+                return;
+        }
+        if (m.page == NIL || (!is_strip && m.slot != NIL && chain_pick(c, d, m.slot, NIL) != NIL)) {
                 slot_fail(c, d, slot, true);
                 page_resolve(c, source >> BLOCK_SHIFT, source & (BLOCK_PAGES - 1), hash, now_usec);
                 if (m.page == NIL)
@@ -315,8 +373,8 @@ static void publish_one(struct core *c, struct client *cl, struct domain *d, con
 
         if (source && was_written && record_hash(result->hash) == o->hashes[k]) {
                 match_find(c, d, o->hashes[k], &m);
-                publish_good(c, d, o->pages[k], o->slots[k], o->hashes[k], now_usec);
-                if (slot_at(d, o->slots[k])->state == SLOT_LIVE)
+                publish_good(c, d, o->pages[k], o->slots[k], o->hashes[k], o->strips >> k & 1, now_usec);
+                if (m.page != NIL && slot_at(d, o->slots[k])->state == SLOT_LIVE)
                         to_matched(c, m.page, o->slots[k]);
                 return;
         }

@@ -89,7 +89,7 @@ void world_restart(struct world *w, unsigned lost_permille) {
                         take_over(w, &w->segments[i]);
         core_adopted(w->core, w->now_usec);
         for (uint32_t i = 0; i < w->n_processes; i++) {
-                struct core_client_config config = { .max_map_count = 65530, .n_vmas = 50 };
+                struct core_client_config config = { .max_map_count = w->max_map_count, .n_vmas = 50 };
                 struct sim_process *p = &w->processes[i];
 
                 p->domain = new_domain(w, p->domain);

@@ -55,6 +55,7 @@ struct world *world_new(uint64_t seed, const struct core_allocator *allocator) {
         w->seed = w->random = seed;
         w->now_usec = 1000000;
         w->window = 4;
+        w->max_map_count = 65530;
         if (core_new(allocator, seed, &w->core) < 0) {
                 free(w);
                 return NULL;
@@ -88,7 +89,7 @@ uint32_t world_domain(struct world *w, const char *key) {
 }
 
 uint32_t world_process(struct world *w, uint32_t domain, uint64_t base, uint64_t n_pages) {
-        struct core_client_config config = { .max_map_count = 65530, .n_vmas = 50 };
+        struct core_client_config config = { .max_map_count = w->max_map_count, .n_vmas = 50 };
         struct sim_process p = { .domain = domain, .base = base, .n_pages = n_pages };
 
         if (core_client_add(w->core, domain, &config, &p.client) < 0)

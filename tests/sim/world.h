@@ -56,7 +56,7 @@ struct world {
         uint32_t n_domains;
         struct sim_op *ops; /* handed out and not answered */
         uint32_t n_ops, ops_capacity;
-        uint32_t window;
+        uint32_t window, max_map_count; /* of processes to come */
         uint64_t n_scans, n_scanned_pages, n_reads, n_applies, n_merged_calls, n_events, n_sealed, n_dropped;
         struct core_event last_event;
         unsigned collision_bits; /* hashes of only so many bits, 0 = all: equality of hashes is only a hint */

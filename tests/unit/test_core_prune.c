@@ -71,18 +71,19 @@ static void assert_counts(const struct world *w, unsigned contents, unsigned n, 
 static uint32_t most_sharers(const struct world *w) {
         uint32_t most = 0;
 
-        for (uint32_t s = 0; s < w->n_segments; s++)
-                for (uint32_t k = 0; k < w->segments[s].n_slots; k++) {
-                        uint32_t n = 0;
+        for (uint32_t s = 0; s < w->n_segments; s++) {
+                uint32_t *n = calloc(w->segments[s].n_slots, sizeof(*n));
 
-                        for (uint32_t i = 0; i < w->n_processes; i++)
-                                for (uint64_t j = 0; w->processes[i].is_alive && j < w->processes[i].n_pages; j++) {
-                                        const struct sim_page *q = &w->processes[i].pages[j];
+                assert_non_null(n);
+                for (uint32_t i = 0; i < w->n_processes; i++)
+                        for (uint64_t j = 0; w->processes[i].is_alive && j < w->processes[i].n_pages; j++) {
+                                const struct sim_page *q = &w->processes[i].pages[j];
 
-                                        n += q->kind == KIND_FILE && q->segment == w->segments[s].id && q->slot == k;
-                                }
-                        most = n > most ? n : most;
-                }
+                                if (q->kind == KIND_FILE && q->segment == w->segments[s].id && ++n[q->slot] > most)
+                                        most = n[q->slot];
+                        }
+                free(n);
+        }
         return most;
 }
 
@@ -177,6 +178,62 @@ static void test_dups_kept_for_runs(void **state) {
         world_exit(w, 2);
         world_run(w, 20 * SECOND);
         assert_int_equal(world_counters(w).dups_for_runs, 0);
+        finish(w);
+}
+
+/* N neighbours of equal bytes in a process whose VMA budget is far below N. */
+static struct world *memset_memory(uint32_t n_processes, uint32_t n_pages, uint32_t max_map_count, int64_t cap) {
+        struct world *w = start(n_processes, n_pages, cap);
+
+        for (uint32_t i = 0; i < n_processes; i++) {
+                struct core_client_config config = { .max_map_count = max_map_count };
+
+                core_client_gone(w->core, w->processes[i].client);
+                assert_int_equal(core_client_add(w->core, w->domains[0].id, &config, &w->processes[i].client), 0);
+                assert_int_equal(core_range_add(w->core, w->processes[i].client, 0, n_pages), 0);
+                fill(w, i, n_pages, 7, 0);
+        }
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_segment_share_permille, 1000, w->now_usec), 0);
+        world_run(w, 120 * SECOND);
+        return w;
+}
+
+/* All of it is shared, by at most one copy for 32 pages, in mappings of whole strips; be the cap small or large. */
+static void test_strips(void **state) {
+        static const int64_t caps[] = { 64, 256, 1000, 100000 };
+        enum { PAGES = 16384, BUDGET = 1500 };
+
+        for (unsigned k = 0; k < sizeof(caps) / sizeof(caps[0]); k++)
+                for (uint32_t processes = 1; processes <= 2; processes++) {
+                        struct world *w = memset_memory(processes, PAGES, 2 * BUDGET, caps[k]);
+                        struct counters n = world_counters(w);
+
+                        print_message("cap %ld, %u processes: shared %ld, VMAs %ld\n", (long) caps[k], processes, (long) n.pages_shared,
+                                      (long) n.vmas_used);
+                        assert_int_equal(n.pages_shared + n.pages_sharing, processes * PAGES);
+                        assert_in_range(n.pages_shared, 1, processes * PAGES / 32);
+                        assert_in_range(n.vmas_used, 1, processes * BUDGET * 4 / 5);
+                        assert_in_range(most_sharers(w), 1, caps[k]);
+                        finish(w);
+                }
+}
+
+/* Few equal pages: few copies, although that takes more VMAs than many would. */
+static void test_a_strip_has_sharers(void **state) {
+        enum { PAGES = 640 };
+        struct world *w = memset_memory(1, PAGES, 400, 256);
+        struct counters n = world_counters(w);
+
+        assert_int_equal(n.pages_shared + n.pages_sharing, PAGES);
+        assert_in_range(n.pages_shared, 2, PAGES / 32);
+        finish(w);
+}
+
+/* Where VMAs are plenty there are no more copies than the cap asks for. */
+static void test_no_strips_without_need(void **state) {
+        struct world *w = memset_memory(1, 1024, 65530, 256);
+
+        assert_counts(w, 1, 1024, 256);
         finish(w);
 }
 
@@ -284,6 +341,9 @@ int main(void) {
                 cmocka_unit_test(test_dups_kept_for_runs),
                 cmocka_unit_test(test_pieces_of_a_mapping_stay),
                 cmocka_unit_test(test_surplus_maps_no_more),
+                cmocka_unit_test(test_strips),
+                cmocka_unit_test(test_a_strip_has_sharers),
+                cmocka_unit_test(test_no_strips_without_need),
                 cmocka_unit_test(test_sweep_ends),
                 cmocka_unit_test(test_a_tenth_is_dead_at_rest),
                 cmocka_unit_test(test_tidying_has_a_pace),
