@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 struct placement {
-        char cgroup[256]; /* path in the unified hierarchy; "": unknown. Cut off at the end, made printable */
+        char cgroup[256]; /* its path (common/rules.h); "": unknown. Cut off at the end, made printable */
         char unit[64];    /* innermost unit of it: *.service, *.scope; "": none */
 };
 

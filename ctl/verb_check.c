@@ -11,6 +11,7 @@
 #include "common/kernel.h"
 #include "ctl/admin.h"
 #include "ctl/paths.h"
+#include "ctl/rules.h"
 #include "ctl/verb_list.h"
 
 /* One line of the report. need and status as those of the kernel's checks. */
@@ -21,7 +22,7 @@ struct finding {
         char found[PATH_MAX];
 };
 
-enum { FIND_DAEMON, FIND_SHIM, FIND_SOCKET, N_OWN_FINDINGS };
+enum { FIND_DAEMON, FIND_SHIM, FIND_SOCKET, FIND_RULES, N_OWN_FINDINGS = FIND_RULES + 1 + RULES_PROBLEMS_MAX };
 
 static const char *status_word(const struct finding *f) {
         if (f->need == KERNEL_INFO)
@@ -67,6 +68,28 @@ static void check_socket(const struct ctl *ctl, struct finding *f) {
                 snprintf(f->found, sizeof(f->found), "%s, pid %u, version %.*s", ctl->socket_path, a.welcome.daemon_pid,
                          (int) sizeof(a.welcome.version), a.welcome.version);
         admin_close(&a);
+}
+
+/* How many there are, then each that is wrong. Returns the number of findings. */
+static size_t check_rules(struct finding *f) {
+        static struct rules_report rules;
+        size_t n = 0;
+
+        rules_report(&rules);
+        f[n] = (struct finding) { .name = "rules", .what = "rules of programs to be merged", .remedy = "", .need = KERNEL_INFO };
+        snprintf(f[n].found, sizeof(f[n].found), "%u in %u files of %s, %u problems", rules.n_rules, rules.n_files, rules.directory,
+                 rules.n_problems);
+        for (n++; n <= MIN(rules.n_problems, (unsigned) RULES_PROBLEMS_MAX); n++) {
+                f[n] = (struct finding) {
+                        .name = "rule",
+                        .what = "a rule that is not followed",
+                        .remedy = "correct it (docs/shim.md, Rules); programs that are started from then on follow it",
+                        .need = KERNEL_OPTIONAL,
+                        .status = KERNEL_MISSING,
+                };
+                snprintf(f[n].found, sizeof(f[n].found), "%s", rules.problems[n - 1]);
+        }
+        return n;
 }
 
 static void take_kernel_finding(struct finding *f, const struct kernel_check *c) {
@@ -145,6 +168,7 @@ static int run_check(const struct ctl *ctl, int argc, char **argv) {
         static struct finding findings[KERNEL_CHECK_MAX_ + N_OWN_FINDINGS];
         static struct kernel_info kernel;
         bool json = false;
+        size_t n;
         int c, r;
 
         while ((c = getopt_long(argc, argv, "h", options, NULL)) >= 0)
@@ -171,7 +195,8 @@ static int run_check(const struct ctl *ctl, int argc, char **argv) {
         check_part(&findings[KERNEL_CHECK_MAX_ + FIND_DAEMON], "daemon_program", "userksmd", find_daemon);
         check_part(&findings[KERNEL_CHECK_MAX_ + FIND_SHIM], "preload_library", "libuserksm-preload.so", find_shim);
         check_socket(ctl, &findings[KERNEL_CHECK_MAX_ + FIND_SOCKET]);
-        return report_findings(findings, ARRAY_SIZE(findings), json);
+        n = KERNEL_CHECK_MAX_ + FIND_RULES + check_rules(&findings[KERNEL_CHECK_MAX_ + FIND_RULES]);
+        return report_findings(findings, n, json);
 }
 
 const struct verb verb_check = {
@@ -181,8 +206,9 @@ const struct verb verb_check = {
         .help =
         "Looks at the kernel (version, features, self-checks on memory of its own), at limits, sysctls and "
         "permissions,\n"
-        "and at the parts of userksm, and prints for each: ok; MISSING, with what to do about it; limited (works, but\n"
-        "slower or less); NO RIGHT (this user may not look, or may not use it: try as root); or info.\n"
+        "at the parts of userksm and at the rules in /etc/userksm/rules.d, and prints for each: ok; MISSING, with what to\n"
+        "do about it; limited (works, but slower or less); NO RIGHT (this user may not look, or may not use it: try as\n"
+        "root); or info.\n"
         "\n"
         "It is the same probe that the daemon makes when it starts, with the rights of who calls ksmctl: the daemon\n"
         "runs as its own user, which needs /dev/userfaultfd.\n"

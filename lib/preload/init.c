@@ -4,7 +4,12 @@
  *
  *  USERKSM_SOCKET     socket of the daemon (default: lib/userksm.h)
  *  USERKSM_MERGE_ANY  1: merge every eligible mapping
- *  USERKSM_DISABLE    1: pass everything on; merge advice goes to the kernel */
+ *  USERKSM_DISABLE    1: pass everything on; merge advice goes to the kernel
+ *  USERKSM_RULES_DIR  directory of rules (default: common/rules.h); empty: none
+ *
+ * The first of these that speaks decides: USERKSM_DISABLE; a rule that says off; USERKSM_MERGE_ANY or a rule that says merge-any; else
+ * the program's own advice is followed. So nobody's wish not to be merged is overruled, neither that of who starts the program nor
+ * that of who looks after the machine. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +24,13 @@ static char socket_path[sizeof(((struct sockaddr_un *) NULL)->sun_path)];
 static bool env_is_set(const char *name) {
         const char *value = getenv(name);
         return value && *value && strcmp(value, "0") != 0;
+}
+
+static enum rule_action ask_rules(void) {
+        const char *directory = getenv(RULES_DIRECTORY_ENV);
+        if (!directory)
+                directory = RULES_DIRECTORY;
+        return *directory ? shim_rules(directory) : RULE_NONE;
 }
 
 bool shim_enabled(void) {
@@ -45,10 +57,13 @@ __attribute__((constructor)) static void shim_init(void) {
         map_leave();
         /* A setuid program's memory is not ours to hand out; it also must not trust its environment. */
         enabled = !getauxval(AT_SECURE) && !env_is_set("USERKSM_DISABLE");
+        enum rule_action rule = enabled ? ask_rules() : RULE_NONE;
+        if (rule == RULE_OFF)
+                enabled = false;
         const char *path = getenv("USERKSM_SOCKET");
         if (path && strlen(path) < sizeof(socket_path))
                 strcpy(socket_path, path);
-        if (enabled && env_is_set("USERKSM_MERGE_ANY"))
+        if (enabled && (rule == RULE_MERGE_ANY || env_is_set("USERKSM_MERGE_ANY")))
                 (void) shim_start_agent(true); /* without it the program runs as it is */
         errno = saved;
 }

@@ -21,6 +21,7 @@
 #include <sys/types.h>
 #include <threads.h>
 
+#include "common/rules.h"
 #include "common/cleanup.h"
 #include "lib/agent.h"
 #include "lib/maplock.h"
@@ -173,6 +174,9 @@ static inline void note_unmapped(uint64_t start, uint64_t end) {
 bool shim_enabled(void);
 /* Starts the agent if it does not run; merge_any: discovery too. 0 or -errno. */
 int shim_start_agent(bool merge_any);
+
+/* What the rules in the directory say of this program (rules.c). */
+enum rule_action shim_rules(const char *directory);
 
 /* fork, and clone without CLONE_VM and without a stack, by number (fork.c). */
 long fork_by_number(long nr, const unsigned long a[6]);

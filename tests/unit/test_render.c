@@ -102,7 +102,11 @@ static void test_placement(void **state) {
                 { "0::/", "/", "" },
                 { "0::/.service\n", "/.service", "" },
                 { "0::/\033[2J.service", "/?[2J.service", "?[2J.service" },
-                { "1:name=systemd:/x.service\n", "", "" },
+                { "1:name=systemd:/x.service\n", "/x.service", "x.service" },
+                { "9:name=systemd:/x.service\n8:cpu:/y\n0::/\n", "/x.service", "x.service" },
+                { "9:name=systemd:/x.service\n0::/y.scope\n", "/y.scope", "y.scope" },
+                { "9:name=systemd:/\n0::/\n", "/", "" },
+                { "0:cpu:/x.service\n:::/x\n0\n:\n", "", "" },
                 { "", "", "" },
         };
         struct placement p;

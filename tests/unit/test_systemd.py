@@ -2,7 +2,7 @@
 """The files of systemd/ as systemd's own offline checkers see them; starts nothing and touches nothing outside a
 temporary directory. Skips (77) where the checkers are missing.
 
-usage: test_systemd.py SOURCE_DIR BUILT_SERVICE"""
+usage: test_systemd.py SOURCE_DIR BUILT_SERVICE BUILT_PRELOAD_DROPIN"""
 import os
 import pathlib
 import re
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 
-source, service = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2])
+source, service, preload = pathlib.Path(sys.argv[1]).resolve(), pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
 # Of systemd's 0 (locked up) to 10 (wide open); 1.6 when this was written. A directive lost or mistyped shows here.
 EXPOSURE_MAX = 2.0
 
@@ -56,6 +56,15 @@ with tempfile.TemporaryDirectory() as directory:
     mentions = [line for line in output.splitlines() if "userksm" in line]
     check("systemd-analyze verify: with the drop-in", not mentions, "\n".join(mentions))
     shutil.rmtree(dropin)
+
+    # For somebody else's service.
+    (units / "userksm-other.service").write_text("[Service]\nExecStart=/bin/true\n")
+    dropin = units / "userksm-other.service.d"
+    dropin.mkdir()
+    shutil.copy(preload, dropin / "userksm.conf")
+    status, output = run("systemd-analyze", "verify", "--man=no", str(units / "userksm-other.service"), SYSTEMD_UNIT_PATH=paths)
+    mentions = [line for line in output.splitlines() if "userksm" in line]
+    check("systemd-analyze verify: a service with the shim", not mentions and "LD_PRELOAD=/" in preload.read_text(), "\n".join(mentions))
 
     status, output = run("systemd-analyze", "security", "--offline=true", "--no-pager",
                          str(units / "userksmd.service"), SYSTEMD_UNIT_PATH=paths)
