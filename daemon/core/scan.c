@@ -99,9 +99,7 @@ static void judge_heat(struct core *c, struct client *cl, uint32_t block, unsign
         struct block *b = block_at(c, block);
         uint8_t age = b->age & (uint8_t) ~BLOCK_RECHECK;
 
-        if (!c->tunables.smart_scan)
-                age = 0;
-        else if (n_rewritten > HOT_PAGES)
+        if (n_rewritten > HOT_PAGES)
                 age = (uint8_t) MIN(age + 1, HOT_AGE_MAX);
         else
                 age = age > 0 ? (uint8_t) (age - 1) : 0;

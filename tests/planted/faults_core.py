@@ -241,7 +241,7 @@ CORE_FAULTS = [Fault(name, breaks, text, f"daemon/core/{file}", old, new, BOOKS 
     ("advisor-counts-rest", "tunables", "the time in which nothing was scanned is scan time", "pace.c",
      "                advisor_scan_begins(c, now_usec); /* rest is not scan time */\n", "                ;\n", ()),
     ("always-smart", "tunables", "smart_scan=0 leaves hot blocks out all the same", "scan.c",
-     "        if (!c->tunables.smart_scan)\n                age = 0;\n        else if (n_rewritten", "        if (n_rewritten", ()),
+     "s.due_pass <= cl->pass || !c->tunables.smart_scan)", "s.due_pass <= cl->pass)", ()),
     ("full-scan-unread", "5.6", "a full scan ends before what it found was read", "scan.c",
      "        if (cl->ready.head != NIL && !cl->has_counted)", "        if (false)", ()),
     ("rest-reads-on", "5.2", "pages are read although the pace is rest", "read.c", "limit == 0 || c->pace == CORE_PACE_REST)", "limit == 0)", ()),

@@ -275,6 +275,25 @@ static void test_rest(void **state) {
         finish(w);
 }
 
+/* What has settled waits, too. */
+static void test_rest_reads_nothing(void **state) {
+        struct world *w = start(1, 640);
+
+        set(w, TUNABLE_pages_to_scan, 64);
+        set(w, TUNABLE_sleep_millisecs, 1000);
+        fill(w, 0, 0, 640, 1);
+        world_run(w, 4 * SECOND);
+        assert_in_range(world_counters(w).pages_scanned, 64, 5 * 64);
+        uint64_t reads = w->n_reads;
+        core_set_pace(w->core, CORE_PACE_REST, w->now_usec);
+        world_run(w, 20 * SECOND);
+        assert_int_equal(w->n_reads, reads);
+        core_set_pace(w->core, CORE_PACE_FAST, w->now_usec);
+        world_run(w, 20 * SECOND);
+        assert_int_equal(world_counters(w).pages_scanned, 640);
+        finish(w);
+}
+
 /* Rest and its end at any moment lose nothing. */
 static void test_rest_at_any_time(void **state) {
         for (unsigned n = 0; n < 60; n++) {
@@ -415,6 +434,7 @@ int main(void) {
                 cmocka_unit_test(test_fast),
                 cmocka_unit_test(test_shorter_pause),
                 cmocka_unit_test(test_rest),
+                cmocka_unit_test(test_rest_reads_nothing),
                 cmocka_unit_test(test_rest_at_any_time),
                 cmocka_unit_test(test_has_work),
                 cmocka_unit_test(test_smart_scan),
