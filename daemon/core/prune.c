@@ -6,8 +6,9 @@
  *    dup, or each other.
  *  - A dup with room that another dup of its chain could take the sharers of gives them away, run by run. A run, a maximal
  *    sequence of merged pages of one client at consecutive slots, moves as a whole, to slots as consecutive, where it takes no
- *    VMA more than before; nothing is copied or read for it, the agent compares before it maps anything else. What cannot move
- *    for its run's sake stays, and its dup is counted (dups_for_runs).
+ *    VMA more than before; nothing is copied or read for it, the agent compares before it maps anything else. Else what of it lies
+ *    in one block, an extent, may move for a VMA or two. What cannot move for its run's sake stays, and its dup is counted
+ *    (dups_for_runs).
  *  - A slot that has room now takes the page that was left over when its chain was full.
  * A dup without sharers is dead at once (slot.c), so that is all there is to prune.
  *
@@ -27,6 +28,8 @@
 #define PRUNE_TARGETS 4
 /* A run of two segments' length tells nothing that a shorter one does not. */
 #define RUN_PAGES_MAX (2 * SEGMENT_LARGE_UNITS * SEGMENT_UNIT)
+/* A block's part of a run may leave the rest behind for a VMA for so many pages; the mapping of a run with holes takes more. */
+#define PAGES_PER_VMA 32
 /* Pages moved or let go a sweep: 2 to 4 us of the agents' time each, so below 1 % of a CPU at the default pause. */
 #define PRUNE_MOVES 4096
 
@@ -112,19 +115,24 @@ struct run {
         uint32_t slot, n;
 };
 
-/* The run that p, which is merged, is in. */
-static void run_find(const struct core *c, const struct domain *d, struct place p, struct run *ret) {
+static bool may_go_on(struct place p, struct place next, const struct run *r, uint32_t n_beyond) {
+        return next.block == p.block || r->n < n_beyond;
+}
+
+/* The run that p, which is merged, is in, as far as it lies in p's block, and beyond up to n_beyond pages. */
+static void run_find(const struct core *c, const struct domain *d, struct place p, uint32_t n_beyond, struct run *ret) {
         struct place at = p, next;
         uint32_t slot = merged_slot(c, p);
 
         *ret = (struct run){ .first = p, .slot = slot, .n = 1 };
-        for (next = neighbour(c, at, 1); ret->n < RUN_PAGES_MAX && continues(c, d, next, slot, 1); next = neighbour(c, at, 1)) {
+        for (next = neighbour(c, at, 1); may_go_on(p, next, ret, n_beyond) && continues(c, d, next, slot, 1);
+             next = neighbour(c, at, 1)) {
                 at = next;
                 slot++;
                 ret->n++;
         }
         ret->after = next;
-        for (next = neighbour(c, p, -1); ret->n < RUN_PAGES_MAX && continues(c, d, next, ret->slot, -1);
+        for (next = neighbour(c, p, -1); may_go_on(p, next, ret, n_beyond) && continues(c, d, next, ret->slot, -1);
              next = neighbour(c, ret->first, -1)) {
                 ret->first = next;
                 ret->slot--;
@@ -217,26 +225,38 @@ static void find_targets(struct visit *v) {
         spend(v->budget, n / 16);
 }
 
-/* The page's run, to the first of the targets that takes it. */
+/* To the first of the targets that takes all of it for so many VMAs. */
+static bool move_to_any(struct visit *v, const struct run *r, int vmas_max) {
+        uint32_t place = v->slot - r->slot;
+
+        spend(v->budget, 1 + r->n / 8);
+        for (unsigned k = 0; k < v->n_targets; k++) {
+                uint32_t to = v->targets[k] - place;
+
+                if (v->targets[k] < place || !run_fits(v->c, v->d, r, to) || run_cost(v->c, v->d, r, to) > vmas_max)
+                        continue;
+                run_move(v->c, v->d, r, to);
+                v->c->prune_moves -= MIN(v->c->prune_moves, r->n);
+                return true;
+        }
+        return false;
+}
+
+/* The page's run as a whole, or at least what of it lies in the page's block. */
 static bool give_away(struct visit *v, uint32_t extent, struct place p) {
         struct run r;
 
         (void) extent;
-        run_find(v->c, v->d, p, &r);
-        spend(v->budget, 1 + r.n / 8);
         if (!may_move(v->c, block_client(v->c, block_at(v->c, p.block))) || v->c->prune_moves == 0) {
                 v->is_left = true;
                 return v->c->prune_moves > 0;
         }
-        for (unsigned k = 0; k < v->n_targets; k++) {
-                uint32_t to = v->targets[k] - (v->slot - r.slot);
-
-                if (v->targets[k] < v->slot - r.slot || !run_fits(v->c, v->d, &r, to) || run_cost(v->c, v->d, &r, to) > 0)
-                        continue;
-                run_move(v->c, v->d, &r, to);
-                v->c->prune_moves -= MIN(v->c->prune_moves, r.n);
+        run_find(v->c, v->d, p, RUN_PAGES_MAX, &r);
+        if (move_to_any(v, &r, 0))
                 return true;
-        }
+        run_find(v->c, v->d, p, 0, &r);
+        if (move_to_any(v, &r, (int) r.n / PAGES_PER_VMA))
+                return true;
         /* Of two that hold as much, one. */
         for (unsigned k = 0; k < v->n_targets && !v->is_for_run; k++)
                 v->is_for_run = slot_has_room(v->c, v->d, v->targets[k]) &&

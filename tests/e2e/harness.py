@@ -136,6 +136,34 @@ class Victim:
             self.process.wait(20)
 
 
+def n_maps(pid):
+    with open(f"/proc/{pid}/maps", "rb") as f:
+        return f.read().count(b"\n")
+
+
+def same(daemon, n, pages, **how):
+    """n victims whose memory is the same."""
+    victims = []
+    for _ in range(n):
+        v = Victim(daemon, **how)
+        v.do("map", "m", pages)
+        v.do("fill", "m", 0, pages, 1000)
+        until(v.connected, 10, "connected")
+        victims.append(v)
+    return victims
+
+
+def has(daemon, what="counters", **want):
+    def look():
+        s = daemon.stats()
+        return s if all(s[k] == v for k, v in want.items()) else None
+    try:
+        return until(look, 30, what)
+    except AssertionError:
+        s = daemon.stats()
+        raise AssertionError(f"{what}: wanted {want}, is { {k: s[k] for k in want} }")
+
+
 def run(*tests):
     """Runs each test, prints one line for it, exits 1 if any failed."""
     failed = 0

@@ -7,15 +7,10 @@ import subprocess
 from collections import Counter
 from errno import ENOENT
 
-from harness import BUILD, Daemon, Victim, frames, rollup, run, skip, until
+from harness import BUILD, Daemon, Victim, frames, has, n_maps, rollup, run, same, skip, until
 
 PAGES = 512
 NOBODY, OTHER = 65534, 65533
-
-
-def n_maps(pid):
-    with open(f"/proc/{pid}/maps", "rb") as f:
-        return f.read().count(b"\n")
 
 
 def store_pss(daemon, victims):
@@ -50,29 +45,6 @@ def store_kib(daemon, victims):
     return sum(blocks.values())
 
 
-def same(daemon, n, pages=PAGES, **how):
-    """n victims whose memory is the same."""
-    victims = []
-    for _ in range(n):
-        v = Victim(daemon, **how)
-        v.do("map", "m", pages)
-        v.do("fill", "m", 0, pages, 1000)
-        until(v.connected, 10, "connected")
-        victims.append(v)
-    return victims
-
-
-def has(daemon, what="counters", **want):
-    def look():
-        s = daemon.stats()
-        return s if all(s[k] == v for k, v in want.items()) else None
-    try:
-        return until(look, 30, what)
-    except AssertionError:
-        s = daemon.stats()
-        raise AssertionError(f"{what}: wanted {want}, is { {k: s[k] for k in want} }")
-
-
 def renew(victim, name, n, seed):
     """Other memory, for what was merged and then written stays private."""
     victim.do("unmap", name)
@@ -90,7 +62,7 @@ def end(daemon, victims):
 
 def cap_case(n, cap, shared, sharing):
     with Daemon("--run=0", f"--max_page_sharing={cap}") as d:
-        victims = same(d, n)
+        victims = same(d, n, PAGES)
         d.ctl("set", "run=1")
         unshared = n - shared - sharing
         s = has(d, f"{n} equal pages, cap {cap}", pages_shared=shared * PAGES, pages_sharing=sharing * PAGES,
@@ -120,8 +92,8 @@ def test_users_never_share():
         skip("needs root: processes of several users")
     with Daemon("--open_to_all=yes") as d:
         os.chmod(d.directory, 0o755)
-        by_user = {u: same(d, 2, user=u, group=u) for u in (NOBODY, OTHER)}
-        by_user[0] = same(d, 2)
+        by_user = {u: same(d, 2, PAGES, user=u, group=u) for u in (NOBODY, OTHER)}
+        by_user[0] = same(d, 2, PAGES)
         s = has(d, "each user's two share", pages_shared=3 * PAGES, pages_sharing=3 * PAGES)
         assert s["domains"] == 3, s
         seen = {}
@@ -170,7 +142,7 @@ def test_run_0_and_1_while_busy():
 
 def test_one_process_on_request():
     with Daemon() as d:
-        victims = same(d, 3)
+        victims = same(d, 3, PAGES)
         has(d, "merged", pages_sharing=2 * PAGES)
         out = d.ctl("unmerge", str(victims[0].pid)).stdout
         assert out.startswith(f"restored {PAGES} pages"), out
@@ -182,7 +154,7 @@ def test_one_process_on_request():
         victims[0].do("check", "m")
         end(d, victims)
     with Daemon("--pass_millisecs=60000", "--settle_millisecs=60000") as d:
-        victims = same(d, 3)
+        victims = same(d, 3, PAGES)
         for v in victims:
             d.ctl("merge", str(v.pid))
         d.ctl("merge", "all")
@@ -253,7 +225,7 @@ def test_churn_leaks_nothing():
 
 def test_restart_keeps_savings():
     with Daemon() as d:
-        victims = same(d, 3)
+        victims = same(d, 3, PAGES)
         has(d, "merged", pages_shared=PAGES, pages_sharing=2 * PAGES)
         before = [frames(v, "m", PAGES) for v in victims]
         d.stop(signal.SIGKILL)

@@ -297,21 +297,49 @@ static void test_tidying_has_a_pace(void **state) {
         finish(w);
 }
 
-/* A private page in the middle of a run: what is left and right of it moves only with it, or the mapping falls apart. */
+/* Two blocks that are one run in one process, and two in those that have room: its extents move one by one. */
+static void test_extents_of_a_run_move(void **state) {
+        enum { PAGES = 128 };
+        struct world *w = start(6, PAGES, 3);
+        struct counters n;
+
+        for (uint32_t i = 0; i < 3; i++)
+                fill(w, i, PAGES, 1, 1);
+        world_run(w, 20 * SECOND);
+        for (uint32_t part = 2; part-- > 0;) {
+                for (uint32_t i = 3; i < 6; i++)
+                        for (uint32_t k = part * 64; k < part * 64 + 64; k++)
+                                world_write(w, i, k, 1 + k);
+                world_run(w, 20 * SECOND);
+        }
+        assert_counts(w, PAGES, 6, 3);
+        world_exit(w, 1);
+        world_exit(w, 2);
+        world_exit(w, 5);
+        world_run(w, 40 * SECOND);
+        n = world_counters(w);
+        assert_int_equal(n.pages_shared, PAGES);
+        assert_int_equal(n.pages_sharing, 2 * PAGES);
+        assert_in_range(n.vmas_used, 6, 9);
+        finish(w);
+}
+
+/* Private pages inside a run: what is between them moves only with them, or the mapping falls apart. */
 static void test_pieces_of_a_mapping_stay(void **state) {
         enum { PAGES = 64 };
         struct world *w = equal(4, PAGES, 2);
         struct counters n;
 
-        world_write(w, 0, 32, 777777);
+        world_write(w, 0, 16, 777777);
+        world_write(w, 0, 48, 888888);
         world_run(w, 10 * SECOND);
         world_exit(w, 1);
         world_exit(w, 3);
         world_run(w, 40 * SECOND);
         n = world_counters(w);
         assert_int_equal(n.vmas_used, 4);
-        assert_int_equal(n.stable_node_dups, 2 * (PAGES - 1));
-        assert_int_equal(n.dups_for_runs, PAGES - 1);
+        assert_int_equal(n.stable_node_dups, 2 * (PAGES - 2));
+        assert_int_equal(n.dups_for_runs, PAGES - 2);
         finish(w);
 }
 
@@ -339,6 +367,7 @@ int main(void) {
                 cmocka_unit_test(test_lowered_cap_keeps_runs),
                 cmocka_unit_test(test_defragment_after_exits),
                 cmocka_unit_test(test_dups_kept_for_runs),
+                cmocka_unit_test(test_extents_of_a_run_move),
                 cmocka_unit_test(test_pieces_of_a_mapping_stay),
                 cmocka_unit_test(test_surplus_maps_no_more),
                 cmocka_unit_test(test_strips),
