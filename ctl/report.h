@@ -22,6 +22,8 @@ enum report_parts { REPORT_COUNTERS_ONLY = 0, REPORT_WITH_PROCESSES = 1 };
 
 /* All print to f and return 0 or -ENOMEM. */
 int report_print_status(const struct report *r, bool wide, FILE *f);
+void report_print_governor(const struct report *r, FILE *f);    /* a line: what it does, and why */
+void report_print_never_short(const struct report *r, FILE *f); /* a line if it waits for what cannot come */
 int report_print_processes(const struct report *r, FILE *f); /* lines of "name value", ranges below */
 int report_print_domains(const struct report *r, FILE *f);
 int report_print_json(const struct report *r, enum report_parts parts, FILE *f);

@@ -102,54 +102,6 @@ static void print_totals(const struct report *r, FILE *f) {
                 format_usec(d, (uint64_t) c->agents_cpu_usec), c->full_scans);
 }
 
-static const char *percent(char text[TEXT_BYTES], int64_t permille) {
-        snprintf(text, TEXT_BYTES, "%" PRId64 ".%" PRId64 " %%", permille / 10, permille % 10);
-        return text;
-}
-
-/* What is known of it, in brackets. */
-static void print_shortage(const struct counters *c, FILE *f) {
-        char a[TEXT_BYTES];
-
-        if (c->memory_pressure_permille >= 0)
-                fprintf(f, "(processes waited for it %s of the last 10 s, ", percent(a, c->memory_pressure_permille));
-        else
-                fprintf(f, "(its pressure is not known, ");
-        if (c->memory_available_permille >= 0)
-                fprintf(f, "%s is available)", percent(a, c->memory_available_permille));
-        else
-                fprintf(f, "nor what is available)");
-}
-
-static void print_governor(const struct counters *c, FILE *f) {
-        char a[TEXT_BYTES];
-
-        switch (c->governor) {
-        case GOVERNOR_REST:
-                fprintf(f, "it rests: only_under_pressure is set, and memory is not short ");
-                print_shortage(c, f);
-                fputc('\n', f);
-                break;
-        case GOVERNOR_IDLE:
-                fprintf(f, "it idles: the last full scan found next to nothing to merge; scanning takes at most %s of a core "
-                           "(idle_cpu_permille)\n",
-                        percent(a, c->cpu_allowed_permille));
-                break;
-        case GOVERNOR_WORK:
-                fprintf(f, "it works: there is something new, or equal pages were found; scanning takes at most %s of a core "
-                           "(max_cpu_permille)\n",
-                        percent(a, c->cpu_allowed_permille));
-                break;
-        case GOVERNOR_HURRY:
-                fprintf(f, "it hurries: memory is short ");
-                print_shortage(c, f);
-                fprintf(f, "; pages are looked at four times as often, at most %s of a core\n", percent(a, c->cpu_allowed_permille));
-                break;
-        default: /* stopped, which is said among what needs attention, or a newer daemon */
-                break;
-        }
-}
-
 static void print_turns(const struct counters *c, FILE *f) {
         char a[TEXT_BYTES], b[TEXT_BYTES], d[TEXT_BYTES];
 
@@ -184,18 +136,6 @@ static void print_run_state(const struct report *r, FILE *f) {
                 return;
         fprintf(f, "! merging is off (run=%" PRId64 "): %s; 'ksmctl set run=1' starts it\n", r->tunables.values.run,
                 r->tunables.values.run == 2 ? "everything is unmerged" : "what is merged stays merged");
-}
-
-/* With only_under_pressure there must be something that can say so. */
-static void print_never_short(const struct report *r, FILE *f) {
-        const struct counters *c = &r->counters;
-        const struct tunables *t = &r->tunables.values;
-
-        if (c->governor != GOVERNOR_REST || (c->memory_pressure_permille >= 0 && t->pressure_permille > 0) ||
-            (c->memory_available_permille >= 0 && t->low_memory_permille > 0))
-                return;
-        fprintf(f, "! only_under_pressure is set, but nothing says when memory is short: see pressure_file, pressure_permille and "
-                   "low_memory_permille\n");
 }
 
 static void print_processes_in_trouble(const struct report *r, FILE *f) {
@@ -275,10 +215,10 @@ int report_print_status(const struct report *r, bool wide, FILE *f) {
                 return error;
         fputc('\n', f);
         print_totals(r, f);
-        print_governor(&r->counters, f);
+        report_print_governor(r, f);
         print_turns(&r->counters, f);
         print_run_state(r, f);
-        print_never_short(r, f);
+        report_print_never_short(r, f);
         print_processes_in_trouble(r, f);
         print_lost_threads(&r->counters, f);
         print_refused(&r->counters, f);

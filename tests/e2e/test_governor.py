@@ -43,7 +43,7 @@ def test_only_under_pressure():
     with Daemon(f"--pressure_file={pressure.path}", "--pressure_permille=50", "--only_under_pressure=1") as d:
         victims = twins(d)
         assert state(d) == REST, d.stats()
-        assert "it rests: only_under_pressure is set, and memory is not short (processes waited for it 0.0 % of the last 10 s" in \
+        assert "it rests: only_under_pressure is set, and memory is not short: processes waited for it 0.0 % of the last 10 s" in \
             d.ctl("status").stdout
         # Nothing but what is asked for.
         for v in victims:
@@ -57,7 +57,7 @@ def test_only_under_pressure():
         until(lambda: d.stats()["pages_sharing"] == 2 * PAGES, 30, "merged under pressure")
         assert state(d) == HURRY, d.stats()
         text = d.ctl("status").stdout
-        assert "it hurries: memory is short (processes waited for it 60.0 % of the last 10 s" in text, text
+        assert "memory is short: processes waited for it 60.0 % of the last 10 s (short from 5.0 % on)" in text, text
         assert "memory is short: processes waited for it 60.0 % of the last 10 s" in d.said()
         pressure.set(0)
         until(lambda: state(d) == REST, 10, "at rest again")
@@ -83,7 +83,8 @@ def test_nothing_says_so():
         s = d.stats()
         assert s["memory_pressure_permille"] == -1 and 0 <= s["memory_available_permille"] <= 1000, s
         text = d.ctl("status").stdout
-        assert "its pressure is not known" in text and "! only_under_pressure is set, but nothing says when memory is short" in text, text
+        assert "how long processes wait for it is not known (pressure_file)" in text, text
+        assert "! only_under_pressure is set, but nothing says when memory is short" in text, text
         # MemAvailable can say it alone.
         d.ctl("set", "low_memory_permille=1000")
         until(lambda: state(d) == HURRY, 10, "low memory")
@@ -116,7 +117,9 @@ def test_idle_cap():
         d.ctl("set", f"idle_cpu_permille={cap}")
         until(lambda: state(d) == IDLE, 60, "idle again")
         assert d.stats()["cpu_allowed_permille"] == cap
-        assert f"it idles: the last full scan found next to nothing to merge; scanning takes at most 0.{cap} % of a core" in d.ctl("status").stdout
+        text = d.ctl("status").stdout
+        assert "it idles: nothing is new, and the last full scan found next to nothing to merge" in text, text
+        assert f"scanning takes at most 0.{cap} % of a core" in text, text
         capped = min(used(d) for _ in range(2))  # at first it may run ahead by 50 ms
         print(f"     {free:.1f} thousandths of a core without the cap, {capped:.1f} with {cap}")
         # The rest of the daemon is counted too: ticks, this test's questions, the clock's granularity, sanitizers.

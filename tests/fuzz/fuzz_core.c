@@ -441,6 +441,8 @@ static void tunable(struct fuzz *f) {
         static const int64_t values[] = { 0, 1, 2, 3, 8, 10, 64, 500, 1000, 65536, INT64_MAX, -1 };
         uint8_t id = byte(f) % (TUNABLE_MAX_ + 1), value = byte(f);
 
+        if (id == TUNABLE_MAX_)
+                core_set_pace(f->core, (enum core_pace) (value % 3), f->now_usec);
         (void) core_tunable_set(f->core, (enum tunable_id) id, values[value % ARRAY_SIZE(values)], f->now_usec);
 }
 

@@ -10,6 +10,7 @@
 #include "common/cleanup.h"
 #include "ctl/placement.h"
 #include "ctl/render.h"
+#include "ctl/report.h"
 
 static void test_bytes(void **state) {
         static const struct {
@@ -137,6 +138,55 @@ static void test_turn_quantiles(void **state) {
         assert_int_equal(turn_quantile_usec(&c, 990, 1), 700000);
 }
 
+static void says(const struct report *r, const char *expected) {
+        char *text = NULL;
+        size_t size = 0;
+        FILE *f = open_memstream(&text, &size);
+
+        assert_non_null(f);
+        report_print_governor(r, f);
+        report_print_never_short(r, f);
+        assert_int_equal(fclose(f), 0);
+        assert_string_equal(text, expected);
+        free(text);
+}
+
+static void test_governor(void **state) {
+        struct report r = { .counters = { .governor = GOVERNOR_HURRY, .cpu_allowed_permille = 1000 } };
+
+        r.counters.memory_pressure_permille = 123;
+        r.counters.memory_available_permille = 81;
+        r.tunables.values.pressure_permille = 50;
+        r.tunables.values.low_memory_permille = 100;
+        says(&r, "it hurries, looks at pages four times as often and takes at most 100.0 % of a core for it (max_cpu_permille): memory is "
+                 "short: processes waited for it 12.3 % of the last 10 s (short from 5.0 % on); 8.1 % is available (short below 10.0 %)\n");
+        r.counters.governor = GOVERNOR_REST;
+        r.counters.memory_pressure_permille = -1;
+        r.tunables.values.low_memory_permille = 0;
+        says(&r, "it rests: only_under_pressure is set, and memory is not short: how long processes wait for it is not known (pressure_file); "
+                 "how much is available does not count (low_memory_permille=0)\n"
+                 "! only_under_pressure is set, but nothing says when memory is short: see pressure_file, pressure_permille and "
+                 "low_memory_permille\n");
+        r.counters.memory_pressure_permille = 0;
+        r.counters.memory_available_permille = -1;
+        r.tunables.values.pressure_permille = 0;
+        says(&r, "it rests: only_under_pressure is set, and memory is not short: how long processes wait for it does not count "
+                 "(pressure_permille=0); how much is available is not known\n"
+                 "! only_under_pressure is set, but nothing says when memory is short: see pressure_file, pressure_permille and "
+                 "low_memory_permille\n");
+        r.counters.governor = GOVERNOR_IDLE;
+        r.counters.cpu_allowed_permille = 50;
+        says(&r, "it idles: nothing is new, and the last full scan found next to nothing to merge; scanning takes at most 5.0 % of a core "
+                 "(idle_cpu_permille)\n");
+        r.counters.governor = GOVERNOR_WORK;
+        says(&r, "it works: something is new, or the last full scan found equal pages; scanning takes at most 5.0 % of a core "
+                 "(max_cpu_permille)\n");
+        r.counters.governor = GOVERNOR_STOPPED;
+        says(&r, "");
+        r.counters.governor = 99;
+        says(&r, "");
+}
+
 static void test_table(void **state) {
         static const char *const titles[] = { "N", "NAME" };
         struct table t;
@@ -161,7 +211,7 @@ static void test_table(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_bytes), cmocka_unit_test(test_usec),  cmocka_unit_test(test_names), cmocka_unit_test(test_placement), cmocka_unit_test(test_turn_quantiles),
-                cmocka_unit_test(test_parts_add_up), cmocka_unit_test(test_table),
+                cmocka_unit_test(test_parts_add_up), cmocka_unit_test(test_governor), cmocka_unit_test(test_table),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
