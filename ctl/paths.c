@@ -14,6 +14,7 @@ static const char *const shim_places[] = { "../lib/libuserksm-preload.so", USERK
 static const char *const daemon_places[] = { "../daemon/userksmd", USERKSM_LIBEXECDIR "/userksmd",
                                              USERKSM_SBINDIR "/userksmd", USERKSM_BINDIR "/userksmd" };
 static const char *const sysfs_places[] = { "sysfs/userksm-sysfs", USERKSM_LIBEXECDIR "/userksm-sysfs" };
+static const char *const sysfs_library_places[] = { "sysfs/libuserksm-sysfs.so", USERKSM_LIBDIR "/libuserksm-sysfs.so" };
 
 static int own_folder(char folder[PATH_MAX]) {
         ssize_t n = readlink("/proc/self/exe", folder, PATH_MAX - 1);
@@ -63,4 +64,8 @@ int find_daemon(char ret[PATH_MAX]) {
 
 int find_sysfs_server(char ret[PATH_MAX]) {
         return find(sysfs_places, ARRAY_SIZE(sysfs_places), X_OK, ret);
+}
+
+int find_sysfs_library(char ret[PATH_MAX]) {
+        return find(sysfs_library_places, ARRAY_SIZE(sysfs_library_places), R_OK, ret);
 }

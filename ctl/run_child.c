@@ -15,14 +15,14 @@
  * both of us as they are. */
 static const int passed_on[] = { SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH, SIGPWR };
 
-int child_environment(const char *shim_path, const char *socket_path, enum child_merge merge) {
+int child_environment(const char *shim_path, const char *other_path, const char *socket_path, enum child_merge merge) {
         const char *before = getenv("LD_PRELOAD");
-        char value[2 * 4096];
+        char value[3 * 4096];
 
-        if (strpbrk(shim_path, ": \t\n"))
+        if (strpbrk(shim_path, ": \t\n") || (other_path && strpbrk(other_path, ": \t\n")))
                 return -EINVAL;
-        if (snprintf(value, sizeof(value), "%s%s%s", shim_path, before && *before ? ":" : "", before ? before : "") >=
-            (int) sizeof(value))
+        if (snprintf(value, sizeof(value), "%s%s%s%s%s", shim_path, other_path ? ":" : "", other_path ? other_path : "",
+                     before && *before ? ":" : "", before ? before : "") >= (int) sizeof(value))
                 return -E2BIG;
         if (setenv("LD_PRELOAD", value, 1) < 0 || setenv("USERKSM_SOCKET", socket_path, 1) < 0)
                 return -errno;

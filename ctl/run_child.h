@@ -17,9 +17,9 @@ struct child {
 
 enum child_merge { CHILD_MERGE_ANY, CHILD_MERGE_ASKED }; /* all that it maps, or what it asks for */
 
-/* Puts shim_path in front of LD_PRELOAD and sets USERKSM_SOCKET and USERKSM_MERGE_ANY for our children. 0 or -errno:
- * -EINVAL when the path has a character that LD_PRELOAD takes as a separator. */
-int child_environment(const char *shim_path, const char *socket_path, enum child_merge merge);
+/* Puts shim_path, and other_path if not NULL, in front of LD_PRELOAD and sets USERKSM_SOCKET and USERKSM_MERGE_ANY for our children. 0
+ * or -errno: -EINVAL when a path has a character that LD_PRELOAD takes as a separator. */
+int child_environment(const char *shim_path, const char *other_path, const char *socket_path, enum child_merge merge);
 
 /* Forks and execs argv. 0; -errno of exec or fork: nothing runs and c is unusable; in *ret_status the status to exit
  * with. The child starts with the signal mask and dispositions that ksmctl was started with. prepare, if not NULL, is called

@@ -160,12 +160,17 @@ static void report(const struct run *run) {
 
 /* 0, or -errno with the status to exit with. */
 static int start_command(struct run *run, const char *shim, const char *socket_path, int *ret_status) {
+        char library[PATH_MAX];
         int r;
 
         *ret_status = RUN_STATUS_OURS;
+        if (run->sysfs && find_sysfs_library(library) < 0) {
+                complain("--sysfs: the library to preload was not found: looked at %s", library);
+                return -ENOENT;
+        }
         if (run->sysfs && sysfs_server_start(&run->sysfs_server, socket_path) != STATUS_OK)
                 return -ECANCELED;
-        r = child_environment(shim, socket_path, run->sysfs ? CHILD_MERGE_ASKED : CHILD_MERGE_ANY);
+        r = child_environment(shim, run->sysfs ? library : NULL, socket_path, run->sysfs ? CHILD_MERGE_ASKED : CHILD_MERGE_ANY);
         if (r < 0)
                 return r;
         return child_start(&run->child, run->command, run->sysfs ? sysfs_server_enter : NULL, &run->sysfs_server, ret_status);

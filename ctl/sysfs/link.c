@@ -74,6 +74,10 @@ static int ask_tunables(struct admin *a, void *userdata) {
         return admin_tunables(a, userdata);
 }
 
+static int ask_clients(struct admin *a, void *userdata) {
+        return admin_clients(a, userdata);
+}
+
 static int ask_domains(struct admin *a, void *userdata) {
         return admin_domains(a, userdata);
 }
@@ -84,6 +88,10 @@ int link_counters(struct link *l, struct counters *ret) {
 
 int link_tunables(struct link *l, struct tunable_values *ret) {
         return call(l, ask_tunables, ret);
+}
+
+int link_clients(struct link *l, struct client_list *ret) {
+        return call(l, ask_clients, ret);
 }
 
 int link_domains(struct link *l, struct domain_list *ret) {

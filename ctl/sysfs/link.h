@@ -22,6 +22,7 @@ void link_done(struct link *l);
 /* 0 or -EIO. */
 int link_counters(struct link *l, struct counters *ret);
 int link_tunables(struct link *l, struct tunable_values *ret);
+int link_clients(struct link *l, struct client_list *ret);
 int link_domains(struct link *l, struct domain_list *ret); /* ascending */
 /* 0, -EIO, or the daemon's answer: -EINVAL outside the tunable's range, -EPERM we are neither root nor its user. */
 int link_set(struct link *l, enum tunable_id id, int64_t value);

@@ -294,6 +294,14 @@ static void prctl_fork(void) {
         if (pid == 0)
                 _exit(prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0));
         printf("in the child %d\n", child_status(pid));
+        pid = fork();
+        if (pid == 0) {
+                uint8_t *p = map_pages(64, 0x5b);
+
+                scan(2);
+                _exit((int) frames(p, 64));
+        }
+        printf("frames of what it maps %d\n", child_status(pid));
 }
 
 /* The image of prctl_exec: merges without asking. */
@@ -344,6 +352,40 @@ static void counters(void) {
                ksm("stable_node_dups"));
 }
 
+/* A line of /proc/PID/ksm_stat; -1: none. */
+static long stat_line(const char *pid, const char *name) {
+        char path[64], line[128];
+        long value = -1;
+        FILE *f;
+
+        snprintf(path, sizeof(path), "/proc/%s/ksm_stat", pid);
+        f = fopen(path, "r");
+        if (!f)
+                die(path);
+        while (fgets(line, sizeof(line), f))
+                if (strncmp(line, name, strlen(name)) == 0 && line[strlen(name)] == ' ')
+                        value = strtol(line + strlen(name), NULL, 10);
+        fclose(f);
+        return value;
+}
+
+static void proc_files(void) {
+        char pid[16], parent[16];
+
+        printf("before: %ld\n", read_number("/proc/self/ksm_merging_pages"));
+        set_ksm("use_zero_pages", 1);
+        (void) map_mergeable(64, '*');
+        (void) map_mergeable(16, 0);
+        scan(3);
+        snprintf(pid, sizeof(pid), "%d", getpid());
+        snprintf(parent, sizeof(parent), "%d", getppid());
+        printf("ksm_merging_pages %ld %ld, zero %ld, rmap items %d, profit %d\n", read_number("/proc/self/ksm_merging_pages"),
+               stat_line(pid, "ksm_merging_pages"), stat_line("self", "ksm_zero_pages"), stat_line("self", "ksm_rmap_items") >= 64,
+               stat_line("thread-self", "ksm_process_profit") > 0);
+        printf("parent %ld, other %d, comm %d\n", stat_line(parent, "ksm_merging_pages"), open("/proc/self/ksm_none", O_RDONLY),
+               open("/proc/self/comm", O_RDONLY) >= 0);
+}
+
 /* -- what differs: docs/sysfs.md ------------------------------------------------------------------------------------------ */
 
 static void prot_none(void) {
@@ -353,12 +395,6 @@ static void prot_none(void) {
                 die("madvise");
         scan(3);
         printf("frames %ld\n", frames(p, 64));
-}
-
-static void proc_files(void) {
-        (void) map_mergeable(64, '*');
-        scan(2);
-        printf("ksm_merging_pages %ld\n", read_number("/proc/self/ksm_merging_pages"));
 }
 
 static void change_cap_live(void) {

@@ -33,7 +33,6 @@ CASES = ("merge", "merge_many", "merge_unique", "sharing_cap", "zero_pages", "ze
 # What ksm_program prints otherwise under userksm: case, its line, heading in docs/sysfs.md.
 PROGRAM_DIFFERS = {
     "prot_none": ("frames 64", "Memory that is left alone"),
-    "proc_files": ("ksm_merging_pages 0", "Files of /proc"),
     "change_cap_live": ("max_page_sharing while pages are shared: taken", "No EBUSY"),
 }
 HUGE = "Numbers above 2^32 - 1"
@@ -314,6 +313,7 @@ def each_domain_has_a_directory():
         os.chmod(d.directory, 0o755)
         os.chmod(d.socket, 0o666)
         assert not list(t.path.glob("domain*"))
+        os.chmod(t.path.parent, os.stat(t.path.parent).st_mode | 0o1)
         victims = [Victim(d, user=u, group=u) for u in (1000, 1001, 1001)]
         for v in victims:
             v.do("map", "a", 64)
@@ -335,6 +335,15 @@ def each_domain_has_a_directory():
             assert stat.S_IMODE(p.stat().st_mode) == 0o500 and stat.S_IMODE((p / "key").stat().st_mode) == 0o400
             assert result(lambda: os.close(os.open(p / "pages_shared", os.O_WRONLY))) == "EACCES"
             assert result(lambda: os.stat(t.path / p.name.replace("domain", "domain0"))) == "ENOENT"
+        # What /proc says of a process is its user's to read, here as there.
+        files = t.path / "process" / str(victims[1].pid)
+        assert "process" not in os.listdir(t.path) and (files / "ksm_merging_pages").read_text() == "64\n"
+        assert "\nksm_merging_pages 64\n" in (files / "ksm_stat").read_text()
+        assert result(lambda: os.stat(t.path / "process" / "0")) == result(lambda: os.stat(files / "x")) == "ENOENT"
+        assert (t.path / "process" / str(os.getpid()) / "ksm_merging_pages").read_text() == "0\n"
+        readers = {u: subprocess.run(["setpriv", f"--reuid={u}", f"--regid={u}", "--clear-groups", "cat", files / "ksm_merging_pages"],
+                                     capture_output=True, text=True) for u in (1001, 1000)}
+        assert readers[1001].stdout == "64\n" and "denied" in readers[1000].stderr, readers
         fd = os.open(directories[0] / "key", os.O_RDONLY)
         for v in victims:
             v.quit()
