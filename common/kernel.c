@@ -128,6 +128,7 @@ static void probe_uffd_features(struct kernel_info *k, const struct kernel_selfc
                 { KERNEL_CHECK_uffd_move, UFFD_FEATURE_MOVE },
                 { KERNEL_CHECK_uffd_minor_shmem, UFFD_FEATURE_MINOR_SHMEM },
                 { KERNEL_CHECK_uffd_event_remove, UFFD_FEATURE_EVENT_REMOVE },
+                { KERNEL_CHECK_uffd_event_remap, UFFD_FEATURE_EVENT_REMAP },
         };
 
         k->uffd_features = s->uffd_features;

@@ -45,6 +45,7 @@ enum kernel_status { KERNEL_OK, KERNEL_MISSING, KERNEL_NOT_PERMITTED };
         X(uffd_minor_shmem, REQUIRED, "UFFD_FEATURE_MINOR_SHMEM",                                                       \
           "needs a kernel with CONFIG_HAVE_ARCH_USERFAULTFD_MINOR=y and CONFIG_SHMEM=y")                                \
         X(uffd_event_remove, REQUIRED, "UFFD_FEATURE_EVENT_REMOVE", "needs a kernel with CONFIG_USERFAULTFD=y")         \
+        X(uffd_event_remap, REQUIRED, "UFFD_FEATURE_EVENT_REMAP", "needs a kernel with CONFIG_USERFAULTFD=y")           \
         X(move_works, REQUIRED, "self-check: UFFDIO_MOVE moves pages and leaves holes",                                 \
           "if nothing above is missing, report this kernel as a bug; merging cannot work on it")                        \
         X(scan_works, REQUIRED, "self-check: PAGEMAP_SCAN write-protects and reports each write once",                  \

@@ -10,6 +10,7 @@
 #include "lib/agent.h"
 #include "lib/agent_loop.h"
 #include "lib/agent_start.h"
+#include "lib/moved.h"
 #include "lib/notes.h"
 #include "lib/book.h"
 #include "lib/sys.h"
@@ -44,6 +45,7 @@ static void end_if_alone(struct agent *a, uint64_t now) {
 
 /* Everything that changes the agent's books; not while the program forks, or the child would inherit half a change. */
 static void work(struct agent *a) {
+        moved_settle(a);
         agent_consume_notes(a);
         if (notes_take_lost())
                 a->retrack = true;
@@ -53,7 +55,7 @@ static void work(struct agent *a) {
                 link_readable(a);
         link_step(a, now);
         witness_step(a, now);
-        a->hurry = a->contexts_open && !events_settle_discards(a);
+        a->hurry = a->contexts_open && (!events_settle_discards(a) || a->moved.n);
         if (a->welcomed) {
                 discover_step(a, now);
                 if (a->retrack) {

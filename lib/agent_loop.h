@@ -40,6 +40,7 @@ uint32_t count_vmas(struct agent *a);
 /* Gives the removed pages of a block (base: its address) that are still empty their zeros. False: a discard under way kept
  * the context busy for too long. */
 bool events_zero_removed(struct agent *a, uint64_t base, uint64_t mask);
+void events_note_empty(struct agent *a, uint64_t start, uint64_t end); /* pages there are to be given zeros soon */
 void events_prepare_fork(struct agent *a);
 bool events_settle_discards(struct agent *a); /* false: more to do soon */
 

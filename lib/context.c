@@ -86,6 +86,8 @@ unsigned context_drain(const struct context *c, const struct context_events *eve
                                               m->arg.pagefault.flags);
                         else if (m->event == UFFD_EVENT_REMOVE && events->remove)
                                 events->remove(events->userdata, m->arg.remove.start, m->arg.remove.end);
+                        else if (m->event == UFFD_EVENT_REMAP && events->remap)
+                                events->remap(events->userdata, m->arg.remap.from, m->arg.remap.to, m->arg.remap.len);
                 }
         }
 }

@@ -15,6 +15,7 @@ struct context {
 struct context_events {
         void (*fault)(void *userdata, uint64_t address, uint64_t flags); /* UFFD_PAGEFAULT_FLAG_* */
         void (*remove)(void *userdata, uint64_t start, uint64_t end);    /* before the zap: the caller still waits */
+        void (*remap)(void *userdata, uint64_t from, uint64_t to, uint64_t length); /* after the move: the caller still waits */
         void *userdata;
 };
 

@@ -61,7 +61,7 @@ int agent_open_contexts(struct agent *a, int device_fd) {
         int r = context_open(&a->track, device_fd, track);
         if (r == 0)
                 r = context_open(&a->shared, device_fd,
-                                 track | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_EVENT_REMOVE);
+                                 track | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_REMAP);
         if (r == 0)
                 r = context_open(&a->guard, device_fd,
                                  UFFD_FEATURE_MOVE | UFFD_FEATURE_MINOR_SHMEM | UFFD_FEATURE_EVENT_REMOVE |

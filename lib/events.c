@@ -5,6 +5,7 @@
  *   say which; the record of REMOVE events does (book.removed).
  * shared or guard, remove: a discard is about to happen; its caller waits until the event is read. It must be recorded before
  *   anybody can fault on the page: reading it is what lets the zap begin.
+ * shared, remap: merged memory was moved around libc (lib/moved.h); its caller waits until the event is read.
  * spare, fault: nobody has business in scratch, but mlockall fills all memory there is, and a debugger may look: gets zeros, between
  *   transitions. What they become when they are written is dropped before the next one.
  * guard, fault: an access waits for the transition; it is counted, and woken when the transition ends. One that comes after
@@ -17,6 +18,7 @@
 #include "lib/book.h"
 #include "lib/fork_log.h"
 #include "lib/maplock.h"
+#include "lib/moved.h"
 #include "lib/sys.h"
 #include "lib/transition.h"
 
@@ -34,7 +36,9 @@ static bool zero_page(struct agent *a, uint64_t address) {
         return r != -EAGAIN;
 }
 
-static bool is_removed(uint64_t address) {
+static bool is_removed(const struct agent *a, uint64_t address) {
+        if (moved_contains(a, address))
+                return moved_is_removed(a, address);
         struct book_block *b = book_find(address >> (BLOCK_SHIFT + KSM_PAGE_SHIFT));
         return b && b->removed >> ((address >> KSM_PAGE_SHIFT) & (BLOCK_PAGES - 1)) & 1;
 }
@@ -46,7 +50,7 @@ static void on_shared_fault(void *userdata, uint64_t address, uint64_t flags) {
          * would put a page into the hole, or lift the protection of a freeze. Woken, the access waits in the guard. */
         if (a->current && address - a->current->base < BLOCK_BYTES)
                 ;
-        else if (is_removed(address))
+        else if (is_removed(a, address))
                 (void) zero_page(a, address);
         else {
                 uint64_t done;
@@ -57,6 +61,13 @@ static void on_shared_fault(void *userdata, uint64_t address, uint64_t flags) {
         fault_point(FAULT_event_fault);
 }
 
+void events_note_empty(struct agent *a, uint64_t start, uint64_t end) {
+        struct book_walk w = { .start = start, .end = end };
+        uint64_t block, mask;
+        while (a->discards_head - a->discards_tail < DISCARDS_MAX && book_walk_next(&w, &block, &mask))
+                a->discards[a->discards_head++ % DISCARDS_MAX] = block;
+}
+
 static void note_discard(struct agent *a, uint64_t start, uint64_t end) {
         fault_point(FAULT_event_read);
         /* The caller of a wrapped madvise, or of a free that trims, was inside the mapping lock while it waited for our read.
@@ -65,16 +76,18 @@ static void note_discard(struct agent *a, uint64_t start, uint64_t end) {
         if (!map_lock_any_inside() && map_lock_exits() == a->exits_before_read)
                 a->raw = true;
         book_mark_removed(start, end);
-        struct book_walk w = { .start = start, .end = end };
-        uint64_t block, mask;
-        while (a->discards_head - a->discards_tail < DISCARDS_MAX && book_walk_next(&w, &block, &mask))
-                a->discards[a->discards_head++ % DISCARDS_MAX] = block;
+        moved_mark_removed(a, start, end);
+        events_note_empty(a, start, end);
         fork_log_note(agent_control(), start, end);
         fault_point(FAULT_event_discard);
 }
 
 static void on_shared_remove(void *userdata, uint64_t start, uint64_t end) {
         note_discard(userdata, start, end);
+}
+
+static void on_shared_remap(void *userdata, uint64_t from, uint64_t to, uint64_t length) {
+        moved_note(userdata, from, to, length);
 }
 
 static void on_guard_fault(void *userdata, uint64_t address, uint64_t flags) {
@@ -111,9 +124,9 @@ void agent_drain(void *agent) {
         struct agent *a = agent;
         if (!a->contexts_open)
                 return;
-        const struct context_events guard = { on_guard_fault, on_guard_remove, a };
-        const struct context_events shared = { on_shared_fault, on_shared_remove, a };
-        const struct context_events spare = { on_spare_fault, NULL, a };
+        const struct context_events guard = { on_guard_fault, on_guard_remove, NULL, a };
+        const struct context_events shared = { on_shared_fault, on_shared_remove, on_shared_remap, a };
+        const struct context_events spare = { on_spare_fault, NULL, NULL, a };
         struct agent_control *c = agent_control();
         bool outermost = !(atomic_load(&c->readings) & 1); /* handlers drain, too */
         if (outermost)

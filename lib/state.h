@@ -46,6 +46,7 @@ struct agent {
         struct rangeset released; /* those of them that the program's own userfaultfd was let in to */
         struct rangeset dontfork; /* VM_DONTCOPY: put back on what replaces pages */
         struct rangeset huge, nohuge; /* MADV_HUGEPAGE, MADV_NOHUGEPAGE: the same, on anonymous memory */
+        struct rangeset moved, moved_removed; /* lib/moved.h */
         struct segments segments;
 
         /* the connection */

@@ -132,7 +132,8 @@ static void merge_page(struct merged *m, size_t i, enum populate how) {
 
 /* n single merges into consecutive slots: pages in ascending order, or all even ones first. Returns the VMAs it took. */
 static size_t merge_singly(size_t n_pages, bool even_first, enum populate how) {
-        struct merged m = { .context = uffd_open(SHARED_FEATURES), .segment = segment_open(n_pages, 30) };
+        /* This thread moves runs: it must not wait for itself. */
+        struct merged m = { .context = uffd_open(SHARED_FEATURES & ~UFFD_FEATURE_EVENT_REMAP), .segment = segment_open(n_pages, 30) };
         int track = uffd_open(TRACK_FEATURES);
         size_t stride = even_first ? 2 : 1, vmas;
 
@@ -232,7 +233,7 @@ static void remap_run(void *p) {
 }
 
 static struct merged map_watched(uint64_t seed) {
-        struct merged m = { .context = uffd_open(SHARED_FEATURES | UFFD_FEATURE_EVENT_REMAP), .segment = segment_open(2, seed) };
+        struct merged m = { .context = uffd_open(SHARED_FEATURES), .segment = segment_open(2, seed) };
 
         m.run = map_segment(NULL, 2, m.segment, 0);
         CHECK_EQ(uffd_register(m.context, m.run, 2, SHARED_MODE), 0);

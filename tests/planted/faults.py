@@ -63,7 +63,7 @@ FAULTS = [
     Fault("no-watchdog", "6.1 step 2", "nobody ends an endless UFFDIO_MOVE", "lib/hole.c",
           "                watch_begin(&a->watch);\n", "", ("hostile",) + LIB),
     Fault("merges-while-raw", "I7", "a process that changes mappings without libc is not left alone", "lib/transition.c",
-          "        if (a->raw && kind != APPLY_RESTORE) {", "        if (false) {", LIB + ("shim-raw",)),
+          "        if (a->raw && kind != APPLY_RESTORE) {", "        if (false) {", ("moved", "shim-raw")),
 
     # -- the mapping lock (lib/maplock.c, lib/preload/) ---------------------------------------------------------------------
     Fault("lock-ignores-holders", "I7, 6.0", "transitions run while threads are inside mapping calls", "lib/maplock.c",
@@ -101,8 +101,8 @@ FAULTS = [
     Fault("discard-forgotten", "I7, 6.4", "a discarded merged page reads as the segment again", "lib/book.c",
           "        b->removed |= removed;\n", "", ("discards", "accounting") + SHIM),
     Fault("removed-continued", "I7, 6.4", "a fault on a discarded page maps the segment", "lib/events.c",
-          "        else if (is_removed(address))\n                (void) zero_page(a, address);\n        else {",
-          "        else {", ("discards", "accounting") + SHIM),
+          "        else if (is_removed(a, address))\n                (void) zero_page(a, address);\n        else {",
+          "        else {", ("discards", "moved", "accounting") + SHIM),
     Fault("answers-into-guard", "I1, 6.4", "an old fault message is answered inside a block in transition", "lib/events.c",
           "        if (a->current && address - a->current->base < BLOCK_BYTES)\n                ;\n        else if",
           "        if", ("frozen", "discards", "hostile") + SHIM),
