@@ -1,7 +1,10 @@
 #include "ctl/explain.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
+
+#include "ctl/render.h"
 
 int admin_explain_connect(const struct ctl *ctl, const struct admin *a, int error) {
         const char *path = ctl->socket_path;
@@ -75,6 +78,9 @@ int admin_explain(const struct ctl *ctl, const struct admin *a, int error, const
         case ESRCH:
                 complain("%s: no such process is connected to the daemon ('ksmctl status' lists them)", doing);
                 return STATUS_NO_PROCESS;
+        case ENOENT:
+                complain("%s: nothing is registered there ('ksmctl status PID --ranges' lists what is)", doing);
+                return STATUS_FAILED;
         case EOPNOTSUPP:
                 complain("%s: the process changes its mappings by system calls without libc and is left alone; what is "
                          "merged "
@@ -88,6 +94,16 @@ int admin_explain(const struct ctl *ctl, const struct admin *a, int error, const
                 complain("%s: %s", doing, strerror(-error));
                 return STATUS_FAILED;
         }
+}
+
+int explain_headroom(const struct msg_admin_done *done, const char *doing) {
+        char needed[TEXT_BYTES], left[TEXT_BYTES], where[64] = "";
+
+        if (done->pid)
+                snprintf(where, sizeof(where), " in the control group of process %u", done->pid);
+        complain("%s: refused, the private copies would take %s, and %s can be had%s. Nothing was changed; --force does it all the same.",
+                 doing, format_pages(needed, (int64_t) done->pages), format_pages(left, (int64_t) done->left), where);
+        return STATUS_FAILED;
 }
 
 int admin_open(const struct ctl *ctl, struct admin *a) {

@@ -8,5 +8,7 @@
 int admin_explain(const struct ctl *ctl, const struct admin *a, int error, const char *doing);
 /* The same for an error of admin_connect. */
 int admin_explain_connect(const struct ctl *ctl, const struct admin *a, int error);
+/* An unmerge that was refused for want of memory. */
+int explain_headroom(const struct msg_admin_done *done, const char *doing);
 /* admin_connect and, when that fails, admin_explain. Returns STATUS_OK with *a connected. */
 int admin_open(const struct ctl *ctl, struct admin *a);

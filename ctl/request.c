@@ -1,7 +1,6 @@
 #include "ctl/request.h"
 
 #include <errno.h>
-#include <getopt.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,9 +8,9 @@
 
 #include "ctl/explain.h"
 
-_Static_assert(sizeof(struct msg_admin_merge) == sizeof(struct msg_admin_unmerge), "one body for both requests");
+#define WAIT_MSEC 500
 
-static int parse_pid(const char *text, uint32_t *ret_pid) {
+int request_parse_pid(const char *text, uint32_t *ret_pid) {
         char *end;
         long value;
 
@@ -21,44 +20,45 @@ static int parse_pid(const char *text, uint32_t *ret_pid) {
         }
         errno = 0;
         value = strtol(text, &end, 10);
-        if (end == text || *end || errno != 0 || value < 1 || value > INT_MAX)
+        if (end == text || *end || errno != 0 || value < 1 || value > INT_MAX) {
+                complain("'%s' is neither a process id nor 'all'", text);
                 return -EINVAL;
+        }
         *ret_pid = (uint32_t) value;
         return 0;
 }
 
-int request_run(const struct ctl *ctl, const struct verb *verb, enum message_type type, int argc, char **argv,
-                struct msg_admin_done *ret_done) {
-        static const struct option options[] = { HELP_OPTION, { 0 } };
-        struct msg_admin_merge request = { 0 };
+static int call_and_wait(struct admin *a, const struct request_call *call) {
+        int r = admin_send(a, call->type, call->body);
+
+        while (r == 0) {
+                r = admin_receive(a, call->wait ? WAIT_MSEC : ADMIN_NO_TIMEOUT);
+                if (r == 0)
+                        return a->message.frame.type == MSG_ADMIN_DONE ? 0 : -EPROTO;
+                if (r == -ETIMEDOUT && call->wait) {
+                        call->wait(call->userdata);
+                        r = 0;
+                }
+        }
+        return r;
+}
+
+int request_run(const struct ctl *ctl, const struct request_call *call, struct msg_admin_done *ret_done) {
         struct admin a = ADMIN_INIT;
         char doing[64];
-        int c, r, status;
-
-        while ((c = getopt_long(argc, argv, "h", options, NULL)) >= 0) {
-                if (c != 'h')
-                        return verb_usage(verb);
-                verb_print_help(verb);
-                exit(STATUS_OK);
-        }
-        if (argc - optind != 1)
-                return verb_usage(verb);
-        if (parse_pid(argv[optind], &request.pid) < 0) {
-                complain("'%s' is neither a process id nor 'all'", argv[optind]);
-                return STATUS_USAGE;
-        }
+        int r, status;
 
         status = admin_open(ctl, &a);
         if (status != STATUS_OK)
                 return status;
-        r = admin_call(&a, type, &request, MSG_ADMIN_DONE, ADMIN_NO_TIMEOUT);
+        r = call_and_wait(&a, call);
         if (r == 0) {
                 memcpy(ret_done, a.message.frame.body, sizeof(*ret_done));
                 r = -ret_done->error;
         }
         if (r < 0) {
-                snprintf(doing, sizeof(doing), "%s of %s%s", verb->name, request.pid ? "process " : "", argv[optind]);
-                status = admin_explain(ctl, &a, r, doing);
+                snprintf(doing, sizeof(doing), "%s of %s%s", call->verb->name, strcmp(call->who, "all") == 0 ? "" : "process ", call->who);
+                status = r == -ENOMEM && ret_done->pages > 0 ? explain_headroom(ret_done, doing) : admin_explain(ctl, &a, r, doing);
         }
         admin_close(&a);
         return status;

@@ -1,4 +1,5 @@
 /* merge: ask for merging now, and wait for it. */
+#include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 
@@ -8,10 +9,24 @@
 #include "ctl/verb_list.h"
 
 static int run_merge(const struct ctl *ctl, int argc, char **argv) {
-        struct msg_admin_done done;
+        static const struct option options[] = { HELP_OPTION, { 0 } };
+        struct msg_admin_merge body = { 0 };
+        struct msg_admin_done done = { 0 };
         char bytes[TEXT_BYTES];
-        int status = request_run(ctl, &verb_merge, MSG_ADMIN_MERGE, argc, argv, &done);
+        int c, status;
 
+        while ((c = getopt_long(argc, argv, "h", options, NULL)) >= 0) {
+                if (c != 'h')
+                        return verb_usage(&verb_merge);
+                verb_print_help(&verb_merge);
+                return STATUS_OK;
+        }
+        if (argc - optind != 1)
+                return verb_usage(&verb_merge);
+        if (request_parse_pid(argv[optind], &body.pid) < 0)
+                return STATUS_USAGE;
+        status = request_run(ctl, &(struct request_call){ .verb = &verb_merge, .who = argv[optind], .type = MSG_ADMIN_MERGE, .body = &body },
+                             &done);
         if (status == STATUS_OK)
                 printf("merged %" PRIu64 " pages (%s)\n", done.pages, format_pages(bytes, (int64_t) done.pages));
         return status;

@@ -45,6 +45,8 @@ static int set_one(const struct ctl *ctl, struct admin *a, const struct msg_tuna
         if (r == 0) {
                 done = a->message.frame.body;
                 r = -done->error;
+                if (r == -ENOMEM && done->pages > 0)
+                        return explain_headroom(done, "setting run");
         }
         if (r == 0)
                 return STATUS_OK;
@@ -58,12 +60,17 @@ static int set_one(const struct ctl *ctl, struct admin *a, const struct msg_tuna
 }
 
 static int run_set(const struct ctl *ctl, int argc, char **argv) {
-        static const struct option options[] = { HELP_OPTION, { 0 } };
+        static const struct option options[] = { HELP_OPTION, { "force", no_argument, NULL, 'f' }, { 0 } };
+        uint32_t flags = 0;
         struct msg_tunable_set sets[TUNABLE_MAX_];
         struct admin a = ADMIN_INIT;
         int c, n = 0, status;
 
         while ((c = getopt_long(argc, argv, "h", options, NULL)) >= 0) {
+                if (c == 'f') {
+                        flags = UNMERGE_FORCE;
+                        continue;
+                }
                 if (c != 'h')
                         return verb_usage(&verb_set);
                 verb_print_help(&verb_set);
@@ -74,7 +81,8 @@ static int run_set(const struct ctl *ctl, int argc, char **argv) {
         if (optind == argc || argc - optind > TUNABLE_MAX_)
                 return verb_usage(&verb_set);
         for (int i = optind; i < argc; i++) {
-                status = parse_assignment(argv[i], &sets[n++]);
+                status = parse_assignment(argv[i], &sets[n]);
+                sets[n++].flags = flags;
                 if (status != STATUS_OK)
                         return status;
         }
@@ -88,7 +96,7 @@ static int run_set(const struct ctl *ctl, int argc, char **argv) {
 
 const struct verb verb_set = {
         .name = "set",
-        .arguments = "NAME=VALUE...",
+        .arguments = "[--force] NAME=VALUE...",
         .summary = "change tunables until the daemon ends",
         .help =
         "Changes tunables of the running daemon, in the order given, until it ends; the configuration file keeps\n"
@@ -96,8 +104,10 @@ const struct verb verb_set = {
         "Only root and the daemon's own user may do this. A switch also takes no and yes, off and on.\n"
         "\n"
         "run=0 stops merging and leaves what is merged; run=2 stops and unmerges everything; run=1 starts again.\n"
+        "run=2 is refused when the private copies would not fit in memory.\n"
         "\n"
         "Options:\n"
+        "      --force  run=2 also when memory seems too little\n"
         "  -h, --help  this text and what each tunable means",
         .run = run_set,
 };

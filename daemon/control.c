@@ -8,6 +8,7 @@
 #include "common/fault.h"
 #include "common/log.h"
 #include "daemon/client.h"
+#include "daemon/headroom.h"
 #include "daemon/session.h"
 
 _Static_assert(COUNTER_MAX_ <= COUNTERS_MAX && TUNABLE_MAX_ <= TUNABLES_MAX, "tables fit their frames");
@@ -182,6 +183,18 @@ static void send_ranges(struct session *s, const struct msg_ranges_request *requ
         (void) session_send(s, MSG_RANGES_REPLY, &body, elements, (uint32_t) n, -1);
 }
 
+/* True: it does, or that does not matter. Else the refusal has been sent. */
+static bool has_headroom(struct session *s, uint32_t pid, uint64_t n_pages, uint32_t flags) {
+        struct headroom h;
+        if (flags & UNMERGE_FORCE || headroom_check(s->manager, pid, n_pages, &h) == 0)
+                return true;
+        log_notice("unmerge for pid %d refused: %llu pages are needed, %llu can be had", (int) s->peer.pid,
+                   (unsigned long long) h.needed_pages, (unsigned long long) h.left_pages);
+        struct msg_admin_done body = { .error = ENOMEM, .pid = (uint32_t) h.pid, .pages = h.needed_pages, .left = h.left_pages };
+        (void) session_send(s, MSG_ADMIN_DONE, &body, NULL, 0, -1);
+        return false;
+}
+
 static void set_tunable(struct session *s, const struct msg_tunable_set *body) {
         if (!is_privileged(s)) {
                 done(s, EPERM, 0, 0);
@@ -192,6 +205,8 @@ static void set_tunable(struct session *s, const struct msg_tunable_set *body) {
                 return;
         }
         const enum tunable_id id = (enum tunable_id) body->id;
+        if (id == TUNABLE_run && body->value == 2 && !has_headroom(s, 0, 0, body->flags))
+                return;
         int r = manager_set_tunable(s->manager, id, body->value);
         char text[TUNABLE_TEXT_BYTES];
         fault_point(FAULT_tunable_set);
@@ -201,8 +216,8 @@ static void set_tunable(struct session *s, const struct msg_tunable_set *body) {
         done(s, -r, 0, 0);
 }
 
-/* Merge or unmerge of the clients of one process, or of all. The reply comes with the end of the last. */
-static void start_request(struct session *s, uint32_t pid, bool merge) {
+/* Merge, or unmerge of a part, of the clients of one process, or of all. The reply comes with the end of the last. */
+static void start_request(struct session *s, uint32_t pid, const struct msg_admin_unmerge *unmerge) {
         struct manager *m = s->manager;
         struct request *q;
         unsigned n = 0;
@@ -210,6 +225,8 @@ static void start_request(struct session *s, uint32_t pid, bool merge) {
                 done(s, EPERM, 0, 0);
                 return;
         }
+        if (unmerge && !has_headroom(s, pid, unmerge->n_pages, unmerge->flags))
+                return;
         int r = request_new(&m->requests, s, &q);
         if (r < 0) {
                 done(s, -r, 0, 0);
@@ -224,10 +241,10 @@ static void start_request(struct session *s, uint32_t pid, bool merge) {
                 /* A process that changes mappings behind libc's back is not touched again, not even to restore. */
                 if (c->raw)
                         r = -EOPNOTSUPP;
-                else if (merge)
+                else if (!unmerge)
                         r = core_merge_now(m->core, c->id, 0, 0, q->cookie, now_usec());
                 else
-                        r = core_unmerge(m->core, c->id, 0, 0, q->cookie, now_usec());
+                        r = core_unmerge(m->core, c->id, unmerge->page, unmerge->n_pages, q->cookie, now_usec());
                 if (r < 0)
                         q->error = r;
                 else
@@ -254,7 +271,7 @@ void control_frame(struct session *s, const struct frame *f) {
                 set_tunable(s, f->body);
                 break;
         case MSG_ADMIN_MERGE:
-                start_request(s, ((const struct msg_admin_merge *) f->body)->pid, true);
+                start_request(s, ((const struct msg_admin_merge *) f->body)->pid, NULL);
                 break;
         case MSG_DOMAINS_REQUEST:
                 send_domains(s, ((const struct msg_domains_request *) f->body)->after);
@@ -263,7 +280,7 @@ void control_frame(struct session *s, const struct frame *f) {
                 send_ranges(s, f->body);
                 break;
         case MSG_ADMIN_UNMERGE:
-                start_request(s, ((const struct msg_admin_unmerge *) f->body)->pid, false);
+                start_request(s, ((const struct msg_admin_unmerge *) f->body)->pid, f->body);
                 break;
         default:
                 session_close(s, LOG_WARNING, "protocol violation: a second ADMIN_HELLO");

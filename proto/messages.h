@@ -244,7 +244,8 @@ struct msg_tunables_reply {
 };
 /* Answered by ADMIN_DONE: EINVAL outside the tunable's range, ENOENT unknown id, EPERM not privileged. */
 struct msg_tunable_set {
-        uint32_t id, reserved;
+        uint32_t id;
+        uint32_t flags; /* enum unmerge_flags: for run=2 */
         int64_t value;
 };
 /* Sums of each merge domain. next: id to continue after, 0: that was all. Who is not privileged is told of those of his own processes. */
@@ -291,13 +292,20 @@ struct msg_admin_merge {
         uint32_t pid, reserved;
 };
 struct msg_admin_unmerge {
-        uint32_t pid, reserved;
+        uint32_t pid;
+        uint32_t flags;         /* enum unmerge_flags */
+        uint64_t page, n_pages; /* this part of the process only; n_pages 0 = all of it */
 };
+enum unmerge_flags {
+        UNMERGE_FORCE = 1 << 0, /* although there seems to be too little memory */
+        UNMERGE_FLAGS_ALL = UNMERGE_FORCE,
+};
+/* An unmerge is refused with ENOMEM, and nothing of it done, when the private copies would not fit in memory. */
 struct msg_admin_done {
         int32_t error; /* 0 or errno value */
-        uint32_t reserved;
-        uint64_t pages; /* merged or restored */
-        uint64_t left;  /* unmerge: pages that could not be restored */
+        uint32_t pid;  /* ENOMEM: of the process whose control group has too little left; 0: the machine */
+        uint64_t pages; /* merged or restored; ENOMEM: that are needed */
+        uint64_t left;  /* unmerge: pages that could not be restored; ENOMEM: that can be had */
 };
 
 enum message_role { ROLE_AGENT = 1, ROLE_ADMIN = 2, ROLE_DAEMON = 4 }; /* who may send it */

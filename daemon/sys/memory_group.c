@@ -192,13 +192,23 @@ static char *read_text(const char *path) {
         return TAKE_PTR(text);
 }
 
-int memory_group_open(struct memory_group *g) {
+static int open_of(struct memory_group *g, const char *cgroup_path) {
         *g = (struct memory_group){ 0 };
-        _cleanup_free_ char *cgroup = read_text("/proc/self/cgroup");
+        _cleanup_free_ char *cgroup = read_text(cgroup_path);
         if (!cgroup)
                 return errno == ENOENT ? 0 : -errno; /* a kernel without control groups */
         _cleanup_free_ char *mountinfo = read_text("/proc/self/mountinfo");
         return mountinfo ? memory_group_open_texts(g, cgroup, mountinfo) : -errno;
+}
+
+int memory_group_open(struct memory_group *g) {
+        return open_of(g, "/proc/self/cgroup");
+}
+
+int memory_group_open_pid(struct memory_group *g, pid_t pid) {
+        char path[sizeof("/proc//cgroup") + 3 * sizeof(pid)];
+        (void) snprintf(path, sizeof(path), "/proc/%d/cgroup", (int) pid);
+        return open_of(g, path);
 }
 
 void memory_group_close(struct memory_group *g) {

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <stdint.h>
+#include <sys/types.h>
 
 /* Deeper than any manager nests them; of a deeper one the levels nearest to us. */
 #define MEMORY_GROUP_LEVELS 16
@@ -25,6 +26,8 @@ struct memory_group {
 
 /* Those of this process. 0 or -errno: then there is none. */
 int memory_group_open(struct memory_group *g);
+/* Those of another process, as this one sees them. */
+int memory_group_open_pid(struct memory_group *g, pid_t pid);
 /* The same of texts that read like /proc/self/cgroup and /proc/self/mountinfo. */
 int memory_group_open_texts(struct memory_group *g, const char *cgroup, const char *mountinfo);
 /* Bytes; UINT64_MAX: no limit. */

@@ -69,6 +69,14 @@ int pressure_parse_meminfo(const char *text, unsigned *ret_permille) {
         return 0;
 }
 
+int pressure_parse_available(const char *text, uint64_t *ret_bytes) {
+        uint64_t kib;
+        if (find_kib(text, "MemAvailable:", &kib) < 0 || kib > UINT64_MAX / 1024)
+                return -EBADMSG;
+        *ret_bytes = kib * 1024;
+        return 0;
+}
+
 int pressure_stall_permille(const struct pressure *p, unsigned *ret) {
         char text[STALL_BYTES];
         int r = read_text(p->stall_fd, text, sizeof(text));
@@ -79,4 +87,10 @@ int pressure_available_permille(const struct pressure *p, unsigned *ret) {
         char text[MEMINFO_BYTES];
         int r = read_text(p->meminfo_fd, text, sizeof(text));
         return r < 0 ? r : pressure_parse_meminfo(text, ret);
+}
+
+int pressure_available_bytes(const struct pressure *p, uint64_t *ret) {
+        char text[MEMINFO_BYTES];
+        int r = read_text(p->meminfo_fd, text, sizeof(text));
+        return r < 0 ? r : pressure_parse_available(text, ret);
 }

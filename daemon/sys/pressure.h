@@ -18,7 +18,10 @@ void pressure_close(struct pressure *p);
  * file does not say it. */
 int pressure_stall_permille(const struct pressure *p, unsigned *ret);
 int pressure_available_permille(const struct pressure *p, unsigned *ret);
+/* The same in bytes. */
+int pressure_available_bytes(const struct pressure *p, uint64_t *ret);
 
 /* The same of the files' text. 0 or -EBADMSG. */
 int pressure_parse_stall(const char *text, unsigned *ret_permille);
 int pressure_parse_meminfo(const char *text, unsigned *ret_permille);
+int pressure_parse_available(const char *text, uint64_t *ret_bytes);

@@ -136,6 +136,40 @@ class Victim:
             self.process.wait(20)
 
 
+class Groups:
+    """Where groups with a memory limit can be made here, and what the files are called. A limit that was ever met was met too often."""
+    ONE = pathlib.Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.swappiness"
+    TWO = pathlib.Path("/sys/fs/cgroup"), "memory.max", "memory.swap.max"
+
+    def __init__(self):
+        self.directory = None
+        for top, limit, swap in (self.ONE, self.TWO):
+            control = top / "cgroup.subtree_control"
+            if os.access(top / "cgroup.procs", os.W_OK) and (top == self.ONE[0] or "memory" in control.read_text().split()):
+                self.directory, self.limit, self.swap = top / f"userksm-test-{os.getpid()}", limit, swap
+                return
+
+    def make(self, limit_bytes):
+        """The limit is the outer group's; processes are put into the inner one."""
+        self.inner = self.directory / "inner"
+        self.inner.mkdir(parents=True)
+        self.set_limit(limit_bytes)
+        (self.directory / self.swap).write_text("0")
+
+    def set_limit(self, n):
+        (self.directory / self.limit).write_text(str(n))
+
+    def times_met(self):
+        if self.limit == self.ONE[1]:
+            return int((self.directory / "memory.failcnt").read_text())
+        return sum(int(line.split()[1]) for line in open(self.directory / "memory.events") if line.startswith(("max ", "oom ")))
+
+    def remove(self):
+        until(lambda: not (self.inner / "cgroup.procs").read_text(), 20, "the group is empty")
+        self.inner.rmdir()
+        self.directory.rmdir()
+
+
 def n_maps(pid):
     with open(f"/proc/{pid}/maps", "rb") as f:
         return f.read().count(b"\n")

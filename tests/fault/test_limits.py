@@ -2,7 +2,6 @@
 """The limits that a real machine sets: mappings of a process, descriptors of the daemon, memory of its control group, buffers of a
 socket. Merging stops there, `ksmctl status` names the reason, no byte differs, and when there is room again all is merged."""
 import os
-import pathlib
 import resource
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import sys
 import time
 
 import arena as a  # finds tests/e2e
-from harness import BUILD, FAST, Daemon, Victim, until
+from harness import BUILD, FAST, Daemon, Groups, Victim, until
 
 PAGES = 256
 GROUP_BYTES = 40 << 20
@@ -134,40 +133,6 @@ def test_socket_buffers():
     return "one process of three stopped"
 
 
-class Groups:
-    """Where groups with a memory limit can be made here, and what the files are called. A limit that was ever met was met too often."""
-    ONE = pathlib.Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.swappiness"
-    TWO = pathlib.Path("/sys/fs/cgroup"), "memory.max", "memory.swap.max"
-
-    def __init__(self):
-        self.directory = None
-        for top, limit, swap in (self.ONE, self.TWO):
-            control = top / "cgroup.subtree_control"
-            if os.access(top / "cgroup.procs", os.W_OK) and (top == self.ONE[0] or "memory" in control.read_text().split()):
-                self.directory, self.limit, self.swap = top / f"userksm-test-{os.getpid()}", limit, swap
-                return
-
-    def make(self):
-        """The limit is the outer group's; processes are put into the inner one."""
-        self.inner = self.directory / "daemon"
-        self.inner.mkdir(parents=True)
-        self.set_limit(GROUP_BYTES)
-        (self.directory / self.swap).write_text("0")
-
-    def set_limit(self, n):
-        (self.directory / self.limit).write_text(str(n))
-
-    def times_met(self):
-        if self.limit == self.ONE[1]:
-            return int((self.directory / "memory.failcnt").read_text())
-        return sum(int(line.split()[1]) for line in open(self.directory / "memory.events") if line.startswith(("max ", "oom ")))
-
-    def remove(self):
-        until(lambda: not (self.inner / "cgroup.procs").read_text(), 20, "the group is empty")
-        self.inner.rmdir()
-        self.directory.rmdir()
-
-
 class InGroup(Daemon):
     def __init__(self, groups):
         self.groups = groups
@@ -188,7 +153,7 @@ def test_memory_group():
     if not groups.directory:
         SKIPPED.append("no memory control group can be made here")
         return "skipped"
-    groups.make()
+    groups.make(GROUP_BYTES)
     pages = MORE_THAN_GROUP // 4096
     try:
         with InGroup(groups) as d:

@@ -6,6 +6,15 @@ PROTOCOL = ("daemon_protocol",)
 GOVERNOR = ("governor", "governor-e2e")
 
 DAEMON_FAULTS = [
+    # -- unmerging -----------------------------------------------------------------------------------------------------------
+    Fault("headroom-ignored", "5.5 unmerge", "an unmerge begins without the memory for it", "daemon/control.c",
+          "headroom_check(s->manager, pid, n_pages, &h) == 0)", "headroom_check(s->manager, pid, n_pages, &h) <= 0)", ("unmerge",)),
+    Fault("group-ignored", "5.5 unmerge", "the memory limit of a process's control group is not looked at", "daemon/headroom.c",
+          "                if (n > left) {", "                if (n > left && false) {", ("unmerge",)),
+    Fault("force-ignored", "5.5 unmerge", "--force does not force", "daemon/control.c", "        if (flags & UNMERGE_FORCE || ", "        if (", ("unmerge",)),
+    Fault("part-is-all", "5.5 unmerge", "unmerging a part of a process unmerges all of it", "daemon/control.c",
+          "unmerge->page, unmerge->n_pages, q->cookie", "0 * unmerge->page, 0, q->cookie", ("unmerge",)),
+
     # -- reading, hashing, publishing ---------------------------------------------------------------------------------------
     Fault("publishes-another-page", "I5", "a slot gets the page behind the one it is for", "daemon/scanner.c",
           "reader_read_exact(j->process, publish->pages[i], slot) < 0)", "reader_read_exact(j->process, publish->pages[i] + 1, slot) < 0)", MERGE),

@@ -146,15 +146,24 @@ static void set_tunable(int fd, const struct msg_tunable_set *set) {
                 r = -EPERM;
         else if (set->id == TUNABLE_pages_to_scan && tunables.advisor_mode != ADVISOR_NONE)
                 r = -EINVAL;
-        else
+        else if (set->id == TUNABLE_run && set->value == 2 && !(set->flags & UNMERGE_FORCE)) {
+                send_frame(fd, MSG_ADMIN_DONE, &(struct msg_admin_done) { .error = ENOMEM, .pages = 512, .left = 256 }, NULL, 0);
+                return;
+        } else
                 r = tunable_set(&tunables, (enum tunable_id) set->id, set->value);
 
         send_done(fd, -r, 0, 0);
 }
 
-static void change(int fd, uint32_t pid) {
+static void change(int fd, enum message_type type, const void *body) {
+        uint32_t pid = ((const struct msg_admin_merge *) body)->pid; /* the first of both */
+
         if (is_mode("denied"))
                 send_done(fd, EPERM, 0, 0);
+        else if (type == MSG_ADMIN_UNMERGE && pid == 75 && !(((const struct msg_admin_unmerge *) body)->flags & UNMERGE_FORCE))
+                send_frame(fd, MSG_ADMIN_DONE, &(struct msg_admin_done) { .error = ENOMEM, .pid = 75, .pages = 512, .left = 256 }, NULL, 0);
+        else if (type == MSG_ADMIN_UNMERGE && ((const struct msg_admin_unmerge *) body)->n_pages > 0)
+                send_done(fd, 0, ((const struct msg_admin_unmerge *) body)->page, 0);
         else if (pid == 76 || pid == 77)
                 send_done(fd, pid == 76 ? EOPNOTSUPP : ESRCH, 0, 0);
         else
@@ -196,7 +205,7 @@ static void serve(int fd) {
                         break;
                 case MSG_ADMIN_MERGE:
                 case MSG_ADMIN_UNMERGE:
-                        change(fd, ((const struct msg_admin_merge *) message.frame.body)->pid);
+                        change(fd, message.frame.type, message.frame.body);
                         break;
                 default:
                         return;

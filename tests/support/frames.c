@@ -123,6 +123,7 @@ static uint32_t tame(uint16_t type, void *body, void *elements, uint32_t count, 
                 struct msg_admin_welcome *admin_welcome;
                 struct msg_tunable_set *tunable_set;
                 struct msg_admin_merge *admin_merge;
+                struct msg_admin_unmerge *admin_unmerge;
                 struct msg_admin_done *admin_done;
         } b = { body };
         struct range_element *range = elements;
@@ -192,15 +193,22 @@ static uint32_t tame(uint16_t type, void *body, void *elements, uint32_t count, 
                 break;
         case MSG_TUNABLE_SET:
                 b.tunable_set->id = (uint32_t) random_below(state, TUNABLES_MAX);
-                b.tunable_set->reserved = 0;
+                b.tunable_set->flags = (uint32_t) random_below(state, UNMERGE_FLAGS_ALL + 1);
                 break;
         case MSG_ADMIN_MERGE:
-        case MSG_ADMIN_UNMERGE:
                 *b.admin_merge = (struct msg_admin_merge) { .pid = random_int(state) };
+                break;
+        case MSG_ADMIN_UNMERGE:
+                *b.admin_unmerge = (struct msg_admin_unmerge) {
+                        .pid = random_int(state),
+                        .flags = (uint32_t) random_below(state, UNMERGE_FLAGS_ALL + 1),
+                        .page = random_below(state, UINT64_C(1) << 35),
+                        .n_pages = random_below(state, UINT64_C(1) << 35),
+                };
                 break;
         case MSG_ADMIN_DONE:
                 b.admin_done->error = (int32_t) random_below(state, 4096);
-                b.admin_done->reserved = 0;
+                b.admin_done->pid = random_int(state);
                 break;
         case MSG_WELCOME:
                 b.welcome->flags = (uint32_t) random_below(state, WELCOME_FLAGS_ALL + 1);

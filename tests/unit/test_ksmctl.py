@@ -127,7 +127,7 @@ class Test(unittest.TestCase):
     def test_tunables(self):
         with Daemon("normal") as d:
             self.expect(d.ctl("get", "run"), 0, stdout="1\n")
-            self.expect(d.ctl("set", "run=2", "pages_to_scan=123"), 0)
+            self.expect(d.ctl("set", "--force", "run=2", "pages_to_scan=123"), 0)
             self.assertEqual(d.ctl("get", "pages_to_scan", "run").stdout, "pages_to_scan=123\nrun=2\n")
             self.expect(d.ctl("get"), 0, stdout="max_page_sharing")
             # One mistake and nothing is set.
@@ -163,6 +163,15 @@ class Test(unittest.TestCase):
             self.expect(d.ctl("merge", "1"), 0, stdout="merged 512 pages (2.00 MiB)")
             self.expect(d.ctl("unmerge", "all"), 0, stdout="restored 512 pages (2.00 MiB)")
             self.expect(d.ctl("unmerge", "78"), 1, "3 pages (12.0 KiB) are still merged", "restored 512")
+            refused = "would take 2.00 MiB, and 1.00 MiB can be had"
+            self.expect(d.ctl("unmerge", "75"), 1, refused + " in the control group of process 75")
+            self.expect(d.ctl("unmerge", "--force", "75"), 0, stdout="restored 512 pages")
+            self.expect(d.ctl("unmerge", "--range=7f0000000000-7f0000004000", "1"), 0, stdout=f"restored {0x7f0000000} pages")
+            for bad in "7f0000000000", "2000-1000", "1000-1001", "x-y", "1000-", "-1000", "0-200000000000000":
+                self.expect(d.ctl("unmerge", "--range=" + bad, "1"), 64, "is no range START-END")
+            self.expect(d.ctl("unmerge", "--range=1000-2000", "all"), 64, "--range needs a process")
+            self.expect(d.ctl("set", "run=2"), 1, "setting run: refused, the private copies " + refused)
+            self.expect(d.ctl("set", "--force", "run=2"), 0)
             self.expect(d.ctl("merge", "77"), 67, "no such process is connected")
             self.expect(d.ctl("unmerge", "76"), 1, "without libc and is left alone")
             for bad in "0", "-1", "x", "1x", "", "4294967297":
