@@ -63,6 +63,27 @@ size_t scanner_scratch_bytes(void) {
 
 /* -- on a worker ------------------------------------------------------------------------------------------------------ */
 
+/* The window without its gaps, as far as there is room for results. */
+static int walk_window(struct job *j, struct page_region *regions, size_t max) {
+        const struct core_scan *scan = &j->scan;
+        uint64_t at = scan->page, end = scan->page + scan->n_pages;
+        for (uint32_t g = 0; at < end && j->n_runs < max; g++) {
+                const struct core_scan_gap gap = g < scan->n_gaps ? scan->gaps[g] : (struct core_scan_gap){ end, 0 };
+                size_t n = 0;
+                if (g > 0 && atomic_load_explicit(&j->process->closing, memory_order_relaxed))
+                        return -ESRCH;
+                int r = pagemap_scan(j->process->pagemap_fd, at, gap.page - at, scan->rewrite_protect, regions + j->n_runs, max - j->n_runs,
+                                     &n, &j->end_page);
+                if (r < 0)
+                        return r;
+                j->n_runs += n;
+                if (j->end_page < gap.page)
+                        return 0;
+                at = gap.page + gap.n_pages;
+        }
+        return 0;
+}
+
 static void run_scan(struct worker_job *base, void *userdata) {
         struct job *j = (struct job *) base;
         struct page_region *regions = ((union scratch *) userdata)->regions;
@@ -75,8 +96,7 @@ static void run_scan(struct worker_job *base, void *userdata) {
                 return;
         }
         size_t max = MIN((size_t) scan->max_runs, (size_t) SCAN_RUNS_MAX);
-        j->error = pagemap_scan(j->process->pagemap_fd, scan->page, scan->n_pages, scan->rewrite_protect, regions,
-                                max ? max : SCAN_RUNS_MAX, &j->n_runs, &j->end_page);
+        j->error = walk_window(j, regions, max ? max : SCAN_RUNS_MAX);
         if (j->error < 0) {
                 j->n_runs = 0;
                 return;

@@ -98,10 +98,16 @@ int core_pages_gone(struct core *c, uint32_t client, uint64_t page, uint64_t n_p
 
 /* -- scan: PAGEMAP_SCAN over a window ---------------------------------------------------------------------- */
 
+#define CORE_SCAN_GAPS 63
 struct core_scan {
         uint64_t op;
         uint32_t client;
         uint64_t page, n_pages; /* window; may be huge (holes are skipped by the kernel) */
+        /* Inside it, ascending, and never walked: nothing of it is registered, and the program may track it by a userfaultfd of its own. */
+        uint32_t n_gaps;
+        struct core_scan_gap {
+                uint64_t page, n_pages;
+        } gaps[CORE_SCAN_GAPS];
         uint32_t max_runs;      /* stop after this many result runs and report where */
         bool rewrite_protect;   /* true: runs WRITTEN|PRESENT|WPALLOWED and write-protect them again;
                                    false: plain look, all PRESENT|WPALLOWED pages, nothing changed */

@@ -288,6 +288,7 @@ struct op {
         union {
                 struct {
                         uint64_t page, n_pages, from_usec;
+                        uint64_t n_walked; /* without gaps */
                 } scan;
                 struct {
                         uint32_t n_pages;

@@ -1,6 +1,6 @@
 /* Passes: when and where a client's memory is looked at.
  *
- * A pass walks the client's ranges in windows, one in flight. It costs page-table walking for what is quiet and a visit
+ * A pass walks the client's ranges in windows, one in flight; a window may hold several ranges. It costs page-table walking for what is quiet and a visit
  * for what was written. Blocks of which more than a quarter was written again are hot: they are left out of 1, 3, 7, ... 63
  * passes (skip lists, in address order, read and rebuilt as the pass goes), so that they are not write-protected all the
  * time; with smart_scan 0 none is left out. Every 16th pass, or when something is uncertain, a plain look over everything follows the pass: what was known
@@ -226,6 +226,37 @@ static bool pass_window(struct core *c, struct client *cl, uint64_t *ret_page, u
         }
 }
 
+/* A window that ends with its range goes on with the next ones, as long as there is room for all that it walks: a job has its price,
+ * 40 us, and many programs have hundreds of ranges. Not past a hot block, which the next window leaves out, nor a range that is
+ * not merged. */
+static void window_extend(const struct client *cl, struct core_scan *scan) {
+        const struct skip_list *l = &cl->skips[cl->pass & 1];
+        uint64_t hot = cl->is_looking || l->next == l->n ? UINT64_MAX : l->items[l->next].number << BLOCK_SHIFT;
+        uint64_t left = cl->window_pages - MIN(scan->n_pages, cl->window_pages);
+
+        while (scan->n_gaps < CORE_SCAN_GAPS && left > 0) {
+                uint64_t at = scan->page + scan->n_pages, end;
+                const struct range *r = range_find(cl, at);
+
+                if (!r || r->start <= at || r->is_unmerged)
+                        return;
+                end = MIN(r->end, r->start + left);
+                if (end > hot)
+                        return;
+                scan->gaps[scan->n_gaps++] = (struct core_scan_gap){ at, r->start - at };
+                scan->n_pages = end - scan->page;
+                left -= end - r->start;
+        }
+}
+
+static uint64_t pages_walked(const struct core_scan *scan) {
+        uint64_t n = scan->n_pages;
+
+        for (uint32_t i = 0; i < scan->n_gaps; i++)
+                n -= scan->gaps[i].n_pages;
+        return n;
+}
+
 static uint64_t pass_due_usec(const struct core *c, const struct client *cl) {
         if (cl->pass_usec == 0)
                 return 0;
@@ -284,9 +315,6 @@ static bool scan_build(struct core *c, struct client *cl, uint64_t now_usec, str
         }
         op->is_request = is_request;
         op->is_plain = !is_request && cl->is_looking;
-        op->scan.page = page;
-        op->scan.n_pages = end - page;
-        op->scan.from_usec = now_usec;
         cl->is_scanning = true;
         *ret = (struct core_scan){
                 .op = op->id,
@@ -296,6 +324,12 @@ static bool scan_build(struct core *c, struct client *cl, uint64_t now_usec, str
                 .max_runs = SCAN_MAX_RUNS,
                 .rewrite_protect = !op->is_plain,
         };
+        if (!is_request)
+                window_extend(cl, ret);
+        op->scan.page = page;
+        op->scan.n_pages = ret->n_pages;
+        op->scan.n_walked = pages_walked(ret);
+        op->scan.from_usec = now_usec;
         return true;
 }
 
@@ -439,7 +473,7 @@ static void adapt_window(struct client *cl, const struct op *op, uint64_t now_us
 
         if (took > WINDOW_LONG_USEC)
                 cl->window_pages = MAX(cl->window_pages / 2, WINDOW_MIN_PAGES);
-        else if (took < WINDOW_SHORT_USEC && is_whole && op->scan.n_pages == cl->window_pages)
+        else if (took < WINDOW_SHORT_USEC && is_whole && op->scan.n_walked == cl->window_pages)
                 cl->window_pages = MIN(cl->window_pages * 2, WINDOW_MAX_PAGES);
 }
 

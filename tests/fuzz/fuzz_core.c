@@ -143,6 +143,13 @@ static uint64_t hash_of(uint8_t content) {
 
 /* -- answers -------------------------------------------------------------------------------------------------------- */
 
+static bool is_in_gap(const struct core_scan *s, uint64_t page) {
+        for (uint32_t i = 0; i < s->n_gaps; i++)
+                if (page >= s->gaps[i].page && page < s->gaps[i].page + s->gaps[i].n_pages)
+                        return true;
+        return false;
+}
+
 static void scan_true(struct fuzz *f, const struct core_scan *s) {
         struct program *p = program_of(f, s->client);
         static struct core_run runs[SPAN_PAGES];
@@ -157,7 +164,7 @@ static void scan_true(struct fuzz *f, const struct core_scan *s) {
                 uint64_t i = page - p->base;
                 uint32_t categories = (p->is_written[i] ? CORE_WRITTEN : 0U) | (p->is_file[i] ? CORE_FILE : 0U);
 
-                if (!p->is_there[i] || (s->rewrite_protect && !p->is_written[i]))
+                if (!p->is_there[i] || is_in_gap(s, page) || (s->rewrite_protect && !p->is_written[i]))
                         continue;
                 if (n > 0 && runs[n - 1].page + runs[n - 1].n_pages == page && runs[n - 1].categories == categories) {
                         runs[n - 1].n_pages++;

@@ -97,7 +97,7 @@ void world_restart(struct world *w, unsigned lost_permille) {
                 if (!p->is_alive)
                         continue;
                 if (core_client_add(w->core, p->domain, &config, &p->client) < 0 ||
-                    core_range_add(w->core, p->client, p->base, p->n_pages) < 0)
+                    world_register_all(w, p) < 0)
                         abort();
                 report(w, p);
         }

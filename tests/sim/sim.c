@@ -204,8 +204,9 @@ static void compare(struct world *w, const struct sim_process *p) {
                         continue;
                 REQUIRE(segment_of(d, slot)->id == q->segment && slot - segment_of(d, slot)->base == q->slot);
                 REQUIRE(q->kind == KIND_FILE || s != PAGE_MERGED);
-                /* Surplus for a lowered cap stays where it is when there are no VMAs to cut it out. */
-                REQUIRE(q->kind != KIND_FILE || s == PAGE_MERGED || w->max_map_count <= 400);
+                /* Surplus for a lowered cap stays where it is when there are no VMAs to cut it out, and while a chain of other content but
+                 * the same hash is tried again and again, a minute apart in the end. */
+                REQUIRE(q->kind != KIND_FILE || s == PAGE_MERGED || w->max_map_count <= 400 || w->collision_bits > 0);
         }
 }
 
@@ -283,7 +284,7 @@ static void come_to_rest(struct world *w) {
                 p->is_stuck = p->has_no_witness = false;
                 core_client_park(w->core, p->client, false);
                 if (p->is_alive)
-                        (void) core_range_add(w->core, p->client, p->base, p->n_pages); /* ends an unmerge */
+                        (void) world_register_all(w, p);
         }
         world_run(w, 300 * 1000 * 1000);
         check(w);
@@ -335,6 +336,7 @@ static uint64_t history(uint64_t seed, unsigned steps) {
         (void) core_tunable_set(w->core, TUNABLE_adopt_grace_millisecs, (int64_t) world_random(w, 2000), w->now_usec);
         (void) core_tunable_set(w->core, TUNABLE_stable_node_chains_prune_millisecs, 1 + (int64_t) world_random(w, 200), w->now_usec);
         w->collision_bits = seed % 3 == 0 ? 7 : 0;
+        w->leaves_gaps = seed % 4 < 2;
         w->max_map_count = seed % 5 == 0 ? 400 : 65530; /* short of VMAs: strips, and pages that stay alone */
         w->fail_permille = seed % 2 ? 50 : 0;
         for (unsigned i = 0; i < 4; i++)

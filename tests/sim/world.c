@@ -121,7 +121,19 @@ void world_write(struct world *w, uint32_t process, uint64_t i, uint32_t content
 static void register_again(struct world *w, const struct sim_process *p, uint64_t i, uint64_t n) {
         while (core_range_remove(w->core, p->client, p->base + i, n) == -EAGAIN)
                 (void) core_tick(w->core, w->now_usec);
-        (void) core_range_add(w->core, p->client, p->base + i, n);
+        for (uint64_t k = i; k < i + n; k++)
+                p->pages[k].is_left_out = false;
+        if (!w->leaves_gaps || world_random(w, 2))
+                (void) core_range_add(w->core, p->client, p->base + i, n);
+        else
+                for (uint64_t k = i; k < i + n; k++)
+                        p->pages[k].is_left_out = true;
+}
+
+int world_register_all(struct world *w, struct sim_process *p) {
+        for (uint64_t k = 0; k < p->n_pages; k++)
+                p->pages[k].is_left_out = false;
+        return core_range_add(w->core, p->client, p->base, p->n_pages);
 }
 
 void world_drop(struct world *w, uint32_t process, uint64_t i, uint64_t n) {
@@ -176,6 +188,17 @@ uint64_t world_hash(const struct world *w, uint32_t content) {
 
 /* -- the kernel's and the agents' part -------------------------------------------------------------------------------- */
 
+/* The gap that the page lies in: what is there must stay as it is. NULL: none. */
+static const struct core_scan_gap *gap_of(const struct world *w, const struct core_scan *s, uint64_t page) {
+        for (uint32_t i = 0; i < s->n_gaps; i++) {
+                MUST(s->gaps[i].n_pages > 0 && s->gaps[i].page > s->page && s->gaps[i].page + s->gaps[i].n_pages < s->page + s->n_pages);
+                MUST(i == 0 || s->gaps[i].page > s->gaps[i - 1].page + s->gaps[i - 1].n_pages);
+                if (page >= s->gaps[i].page && page < s->gaps[i].page + s->gaps[i].n_pages)
+                        return &s->gaps[i];
+        }
+        return NULL;
+}
+
 static void answer_scan(struct world *w, const struct core_scan *s) {
         struct sim_process *p = process_of(w, s->client);
         struct core_run *runs;
@@ -191,7 +214,8 @@ static void answer_scan(struct world *w, const struct core_scan *s) {
         if (w->fail_permille && world_random(w, 4000) < w->fail_permille) {
                 if (s->rewrite_protect) /* the kernel may have protected already */
                         for (uint64_t k = s->page; k < end; k++)
-                                p->pages[k - p->base].is_written = false;
+                                if (!gap_of(w, s, k))
+                                        p->pages[k - p->base].is_written = false;
                 core_scan_done(w->core, s->op, w->now_usec, NULL, 0, s->page, -EFAULT);
                 return;
         }
@@ -199,10 +223,15 @@ static void answer_scan(struct world *w, const struct core_scan *s) {
         MUST(runs);
         stop = end;
         for (page = s->page; page < end; page++) {
+                const struct core_scan_gap *gap = gap_of(w, s, page);
                 struct sim_page *q = &p->pages[page - p->base];
                 uint32_t cat = (q->is_written ? CORE_WRITTEN : 0U) | (q->kind == KIND_FILE ? CORE_FILE : 0U) |
                                (q->kind == KIND_ZERO ? CORE_ZERO : 0U);
 
+                if (gap) {
+                        page += gap->n_pages - 1;
+                        continue;
+                }
                 if (q->kind == KIND_HOLE || (s->rewrite_protect && !q->is_written))
                         continue;
                 if (n > 0 && runs[n - 1].page + runs[n - 1].n_pages == page && runs[n - 1].categories == cat) {
@@ -330,6 +359,8 @@ static enum core_apply_status apply_page(struct world *w, struct sim_process *p,
 
         if (p->is_stuck)
                 return CORE_BUSY;
+        if (q->is_left_out && a->kind != CORE_APPLY_RESTORE)
+                return CORE_VMA_GONE;
         if (fails(w)) {
                 enum core_apply_status s = CORE_CHANGED + world_random(w, 6) % 6;
 

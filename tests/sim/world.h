@@ -22,6 +22,7 @@ struct sim_page {
         uint32_t segment, slot; /* of the file mapping that it lies in, whatever is there */
         uint8_t kind;
         bool in_file, is_written, is_pinned;
+        bool is_left_out; /* not registered */
 };
 struct sim_process {
         uint32_t client, domain;
@@ -60,6 +61,7 @@ struct world {
         uint64_t n_scans, n_scanned_pages, n_reads, n_applies, n_merged_calls, n_events, n_sealed, n_dropped;
         struct core_event last_event;
         unsigned collision_bits; /* hashes of only so many bits, 0 = all: equality of hashes is only a hint */
+        bool leaves_gaps;        /* what is mapped or registered anew is left out at times, until everything is registered again */
         bool same_tags;          /* hashes differ only in what the index does not store beside an entry */
         /* Called once, when something of that kind has been done and the core has not been told yet. */
         void (*meanwhile)(struct world *w);
@@ -79,6 +81,8 @@ uint32_t world_process(struct world *w, uint32_t domain, uint64_t base, uint64_t
 void world_exit(struct world *w, uint32_t process);
 void world_write(struct world *w, uint32_t process, uint64_t i, uint32_t content);
 /* The program unmaps pages and maps them anew, empty; the agent says so, in two frames. */
+/* Ends an unmerge, and what was left out. */
+int world_register_all(struct world *w, struct sim_process *p);
 void world_drop(struct world *w, uint32_t process, uint64_t i, uint64_t n);
 /* The program takes pages out of merging and puts them in again: the agent restores them first, where it can. */
 void world_register_anew(struct world *w, uint32_t process, uint64_t i, uint64_t n);

@@ -227,6 +227,43 @@ static void test_forgetting_has_a_bound(void **state) {
         end(&s);
 }
 
+/* Each registered page is walked once a pass and no other, in few scans; a full result ends the walk where it says. */
+static void test_scattered_ranges_in_few_scans(void **state) {
+        enum { N = 1000, STRIDE = 100, LENGTH = 30 };
+        static uint8_t walked[N * STRIDE + 1];
+        struct core_scan scan;
+        struct subject s;
+        uint64_t next, now = 1000000;
+        begin(&s);
+        for (uint64_t i = 0; i < N; i++)
+                assert_int_equal(core_range_add(s.core, s.client->id, i * STRIDE, LENGTH), 0);
+        /* Of what an administrator has unmerged nothing is walked. */
+        assert_int_equal(range_mark_unmerged(s.core, s.client, 500 * STRIDE, 510 * STRIDE), 0);
+        for (unsigned pass = 1; pass <= 40; pass++, now += 2000000) {
+                unsigned n_scans = 0, n_cut = 0;
+                memset(walked, 0, sizeof(walked));
+                while (core_next_scan(s.core, now, &scan, &next)) {
+                        uint64_t stop = scan.page + scan.n_pages;
+                        if (scan.n_gaps > 2 && n_scans++ % 7 == 3) { /* no room for more results, in a window or between two */
+                                stop = scan.gaps[1].page - n_scans % 2;
+                                n_cut++;
+                        }
+                        for (uint64_t page = scan.page, g = 0; page < stop && !s.client->is_looking; page++) {
+                                if (g < scan.n_gaps && page == scan.gaps[g].page)
+                                        page += scan.gaps[g++].n_pages;
+                                walked[page] += page < stop;
+                        }
+                        core_scan_done(s.core, scan.op, now, NULL, 0, stop, 0);
+                }
+                assert_int_equal(s.client->pass, pass);
+                for (uint64_t page = 0; page < N * STRIDE; page++)
+                        assert_int_equal(walked[page], page % STRIDE < LENGTH && (page < 500 * STRIDE || page >= 510 * STRIDE));
+                assert_in_range(n_scans, N / CORE_SCAN_GAPS, 2 * (N / CORE_SCAN_GAPS + 2 + n_cut)); /* a look follows some */
+                assert_true(n_cut > 0);
+        }
+        end(&s);
+}
+
 /* An answer about what is being forgotten waits, so that it is not forgotten with what came before it; one that says that nothing was
  * done does not. */
 static void test_answers_wait_for_forgetting(void **state) {
@@ -274,6 +311,7 @@ int main(void) {
                 cmocka_unit_test(test_split_anywhere), cmocka_unit_test(test_all_at_once),
                 cmocka_unit_test(test_forgetting_has_a_bound),
                 cmocka_unit_test(test_answers_wait_for_forgetting),
+                cmocka_unit_test(test_scattered_ranges_in_few_scans),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }
