@@ -51,9 +51,12 @@ static void work(struct agent *a) {
                 a->retrack = true;
         serve_mailbox(a);
         uint64_t now = now_usec();
+        bool had_bell = mailbox_bell_fd() >= 0;
         if (a->link_fd >= 0)
                 link_readable(a);
         link_step(a, now);
+        if (!had_bell && mailbox_bell_fd() >= 0)
+                serve_mailbox(a); /* who has posted since the look above had no bell to ring */
         witness_step(a, now);
         a->hurry = a->contexts_open && (!events_settle_discards(a) || a->moved.n);
         if (a->welcomed) {

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Savings as a person measures them from outside (sum of PSS), held against the counters; and what ends a merge."""
+import time
 from errno import EBUSY, EEXIST, EINVAL, ENOENT, ENOMEM, EPERM
 
 from harness import Daemon, Victim, rollup, run, until
@@ -119,6 +120,24 @@ def test_bad_ranges_change_nothing():
         v.quit()
 
 
+def test_registered_while_the_agent_opens():
+    """What is asked of the agent while WELCOME is being dealt with is answered right after, not a second later."""
+    delay = 0.3
+    with Daemon() as d:
+        took = []
+        while not any(0.05 < t < 0.9 for t in took):
+            assert len(took) < 20, f"none was answered in time: {took}"
+            v = Victim(d, USERKSM_FAULT=f"link_welcome:delay:1:{int(delay * 1e6)}")
+            v.do("map", "a", 1)  # the agent starts and connects
+            until(lambda: d.stats()["clients"] == 1, 10, "WELCOME is sent")
+            began = time.monotonic()
+            v.do("map", "b", 1)
+            took.append(time.monotonic() - began)  # next to nothing: it came too late
+            v.quit()
+            until(lambda: d.stats()["clients"] == 0, 10, "gone")
+
+
 if __name__ == "__main__":
     run(test_counters_match_pss, test_write_unshares_and_unregister_restores,
-        test_discard_reads_zeros_and_fork_is_exact, test_merge_on_demand, test_bad_ranges_change_nothing)
+        test_discard_reads_zeros_and_fork_is_exact, test_merge_on_demand, test_bad_ranges_change_nothing,
+        test_registered_while_the_agent_opens)
