@@ -185,17 +185,17 @@ int main(int argc, char **argv) {
                 .socket_path = environment && *environment ? environment : DEFAULT_SOCKET_PATH,
                 .handed_fd = -1,
         };
-        struct tree tree = { .uid = geteuid(), .gid = getegid() };
+        struct tree tree;
         struct link link;
         int r = parse_arguments(&a, argc, argv);
 
         if (r >= 0)
                 return r;
-        clock_gettime(CLOCK_REALTIME, &tree.started);
         fuse_set_log_func(log_fuse);
         link_init(&link, a.socket_path);
-        tree.link = &link;
+        tree_init(&tree, &link);
         r = serve(&a, &tree);
+        tree_done(&tree);
         link_done(&link);
         return r < 0 ? EXIT_OSERR : EXIT_SUCCESS;
 }

@@ -15,6 +15,11 @@ struct tree {
         uid_t uid; /* owner of the files: who may write */
         gid_t gid;
         struct timespec started;
+        pthread_mutex_t lock;
+        struct open_file *files; /* what a mount that ends has not closed */
 };
+
+void tree_init(struct tree *t, struct link *link);
+void tree_done(struct tree *t); /* after the session */
 
 extern const struct fuse_lowlevel_ops tree_operations; /* userdata: struct tree */

@@ -230,14 +230,38 @@ def program(case, *prefix, **environment):
     return r.stdout + (f"exit status {r.returncode}\n{r.stderr}" if r.returncode else "")
 
 
+def mergeable_processes():
+    found = set()
+    for p in pathlib.Path("/proc").glob("[0-9]*/ksm_stat"):
+        try:
+            text = p.read_text()
+        except OSError:
+            continue
+        if "ksm_mergeable: yes" in text or re.search(r"^ksm_rmap_items [1-9]", text, re.M):
+            found.add(int(p.parent.name))
+    return found
+
+
 def programs_for_kernel_ksm_run():
-    """The same binary under both, with a private daemon; as the kernel's own tests do, it waits for full scans."""
-    with Kernel():
-        kernel = {c: program(c) for c in CASES}
+    """The same binary under both, with a private daemon; as the kernel's own tests do, it waits for full scans. Kernel KSM's numbers are those of
+    all processes: while others have mergeable memory (QEMU), what it prints alone, as noted in ksm_program.txt, stands for it."""
+    noted = dict(re.findall(r"^== (\w+)\n(.*?)(?=^==|\Z)", (pathlib.Path(__file__).parent / "ksm_program.txt").read_text(), re.M | re.S))
     wrong = []
+    with Kernel():
+        for case in CASES:
+            for _ in range(5):
+                others = mergeable_processes()
+                kernel = program(case)
+                others |= mergeable_processes()
+                if kernel == noted[case] or others:
+                    break  # else one that came and went
+            if kernel != noted[case] and others:
+                print(f"# {case} under kernel KSM beside processes {sorted(others)}: not compared")
+            elif kernel != noted[case]:
+                wrong.append(f"{case}: noted\n{noted[case]}the kernel says\n{kernel}")
     for case in CASES:
         ours = program(case, BUILD / "ctl/ksmctl", "run", "--quiet", "--sysfs", "--")
-        expected = kernel[case]
+        expected = noted[case]
         if case in PROGRAM_DIFFERS:
             line, heading = PROGRAM_DIFFERS[case]
             assert f"## {heading}" in DOCS, heading
@@ -305,6 +329,18 @@ def run_2_waits_for_what_can_be_restored():
         assert (t.read("pages_shared"), t.read("pages_sharing")) == ("0\n", "0\n")
         for v in victims:
             v.quit()
+
+
+def a_server_ends_with_files_open():
+    with Daemon() as d:
+        with Tree(d) as t:
+            fd = os.open(t.path / "run", os.O_RDWR)
+            assert os.pread(fd, 9, 0) == b"1\n"
+        assert result(lambda: os.pread(fd, 9, 0)) in ("ENOTCONN", "ECONNABORTED")
+        assert result(lambda: os.write(fd, b"1")) in ("ENOTCONN", "ECONNABORTED")
+        result(lambda: os.close(fd))  # flushes, which nobody answers
+        with Tree(d) as t:
+            assert t.read("run") == "1\n"
 
 
 def each_domain_has_a_directory():
@@ -395,5 +431,6 @@ def the_tree_lives_as_long_as_its_namespace():
 if not (KSM / "run").exists():
     skip("this kernel is without KSM: nothing to compare with")
 run(the_files_are_the_kernels, reading_is_as_from_sysfs, nothing_else_can_be_done, writes_fail_alike, the_daemon_may_go_and_come,
-    a_killed_server_leaves_no_mount, each_domain_has_a_directory, run_2_waits_for_what_can_be_restored, the_tree_lives_as_long_as_its_namespace,
+    a_killed_server_leaves_no_mount, a_server_ends_with_files_open, each_domain_has_a_directory,
+    run_2_waits_for_what_can_be_restored, the_tree_lives_as_long_as_its_namespace,
     programs_for_kernel_ksm_run)
