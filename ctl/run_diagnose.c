@@ -98,8 +98,8 @@ void diagnose_process(pid_t pid, char *text, size_t size) {
                 why = "it runs with privileges from its file (setuid, setgid or capabilities): such programs load no "
                       "preloaded library, by design; run it from a process that has the privileges already";
         else if (loaded == 1)
-                why = "the library is loaded there but the daemon has not accepted it: see the daemon's log, and "
-                      "'ksmctl check' for what userfaultfd needs";
+                why = "the library is loaded there but the daemon has not accepted it: see the daemon's log, 'ksmctl check' "
+                      "for what userfaultfd needs, and whether a rule in /etc/userksm/rules.d says off";
         else if (asked == 0)
                 why = "it was started with an environment of its own, without LD_PRELOAD (env -i, sudo, su, a "
                       "container runtime): put 'ksmctl run' inside of that";
