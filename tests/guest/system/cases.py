@@ -13,6 +13,8 @@ from manager import (DATA_BYTES, SERVICE, SOCKET, UNITS, Redis, active, ctl, dro
                      stats, until)
 
 SOCKET_PATH = pathlib.Path("/run/userksm/userksm.sock")
+RULES = pathlib.Path("/etc/userksm/rules.d")
+DROP_IN = pathlib.Path("/usr/share/doc/userksm/userksm-preload.conf")
 EXPOSURE_MAX = 2.0
 # What the documentation of operations tells a service to have.
 CLIENT = "SupplementaryGroups=userksm\nEnvironment=LD_PRELOAD=libuserksm-preload.so USERKSM_MERGE_ANY=1\n"
@@ -190,6 +192,31 @@ def ksmctl_run_in_a_unit():
         s.check()
         sh("systemctl", "stop", s.unit)
         assert prop(s.unit, "Result") == "success", prop(s.unit, "Result")
+
+
+def chosen_by_rules():
+    """Both units have the shim, by the drop-in that is installed, and nothing else; a rule chooses one of them."""
+    RULES.mkdir(parents=True, exist_ok=True)
+    try:
+        (RULES / "50-redis.conf").write_text("merge-any unit=redis-server@*.service\n")
+        said = sh("ksmctl", "check")
+        assert "1 in 1 files of /etc/userksm/rules.d, 0 problems" in said, said
+        drop_in("redis-server@.service", DROP_IN.read_text())
+        (UNITS / "other.service").write_text((ROOT_REDIS % ("other", "other")).replace(CLIENT, ""))
+        drop_in("other.service", DROP_IN.read_text())
+        servers = pair()
+        other = Redis("other", None)
+        other.fill()
+        assert "libuserksm-preload" in pathlib.Path(f"/proc/{other.pid}/maps").read_text()
+        ctl("merge", "all")
+        assert set(processes()) == {s.pid for s in servers}, (processes(), other.pid)
+        for s in servers:
+            s.check()
+            lines = sh("ksmctl", "status", s.pid).splitlines()
+            assert f"unit {s.unit}" in lines and "ksm_merge_any: yes" in lines, lines
+        other.check()
+    finally:
+        shutil.rmtree(RULES)
 
 
 class Survives:
@@ -437,7 +464,7 @@ def reset():
     names = [line.split()[0] for line in units.splitlines()]
     subprocess.run(["systemctl", "kill", "-s", "KILL", *names], stderr=subprocess.DEVNULL)
     subprocess.run(["systemctl", "stop", *names, SERVICE], stderr=subprocess.DEVNULL)
-    for unit in ("redis-server@.service", SERVICE):
+    for unit in ("redis-server@.service", "other.service", SERVICE):
         shutil.rmtree(UNITS / f"{unit}.d", ignore_errors=True)
     for unit in ("cache@.service", "other.service"):
         (UNITS / unit).unlink(missing_ok=True)
@@ -446,5 +473,5 @@ def reset():
     sh("systemctl", "start", SOCKET, SERVICE)
 
 
-CASES = [installed, sandboxed, socket_activated, services_share, templates_of_root, ksmctl_run_in_a_unit, watchdog, killed, restarted,
+CASES = [installed, sandboxed, socket_activated, services_share, templates_of_root, ksmctl_run_in_a_unit, chosen_by_rules, watchdog, killed, restarted,
          upgraded, stores_no_longer_than_needed, reloaded, stopped, given_up, memory_limit, fast_read]
