@@ -64,7 +64,7 @@ def test_hits_tell_the_story():
             v.do("map", "m", COMMON + ZERO)
             v.do("fill", "m", 0, COMMON, 1000)
             v.do("fill", "m", COMMON, ZERO, 0)
-        until(lambda: len(probes.look()["ksm_enter"]) == 2, 10, "two processes enter")
+        until(lambda: len(probes.look()["ksm_enter"]) == 2, 30, "two processes enter")
         client = {pid: number for number, pid in hits["ksm_enter"]}
         assert set(client) == {v.pid for v in victims}, (client, [v.pid for v in victims])
 
@@ -83,11 +83,11 @@ def test_hits_tell_the_story():
         a.do("poke", "m", 5, POKED)
         poked = set(range(first[a] + 5, first[a] + 5 + POKED))
         until(lambda: {where[item][1] for ksm_page, item, c in probes.look()["ksm_remove_rmap_item"]
-                       if c == client[a.pid] and where[item][0] == ksm_page} >= poked, 10, "a hit for each page written")
+                       if c == client[a.pid] and where[item][0] == ksm_page} >= poked, 30, "a hit for each page written")
 
         d.ctl("set", "advisor_mode=scan-time", "advisor_min_pages_to_scan=777")
         assert not hits["ksm_advisor"], hits["ksm_advisor"]
-        until(lambda: probes.look()["ksm_advisor"], 10, "the advisor has set pages_to_scan")
+        until(lambda: probes.look()["ksm_advisor"], 30, "the advisor has set pages_to_scan")
         d.ctl("set", "run=0")
         seconds, pages, percent = probes.look()["ksm_advisor"][-1]
         assert d.ctl("get", "pages_to_scan").stdout.strip() == str(pages) and 777 <= pages <= 30000, (pages, d.ctl("get").stdout)
@@ -97,8 +97,8 @@ def test_hits_tell_the_story():
         for v in victims:
             v.quit()
         gone = {ksm_page for ksm_page, _ in where.values()}
-        until(lambda: {p for p, in probes.look()["ksm_remove_ksm_page"]} >= gone, 10, "a hit for each shared page that goes")
-        until(lambda: len(probes.look()["ksm_exit"]) == 2, 10, "two processes leave")
+        until(lambda: {p for p, in probes.look()["ksm_remove_ksm_page"]} >= gone, 30, "a hit for each shared page that goes")
+        until(lambda: len(probes.look()["ksm_exit"]) == 2, 30, "two processes leave")
         assert sorted(hits["ksm_exit"]) == sorted((number, pid) for pid, number in client.items()), hits["ksm_exit"]
         test_scans_follow_each_other(probes)
         print("  " + ", ".join(f"{name} {len(found)}" for name, found in hits.items()))

@@ -119,14 +119,14 @@ def test_processes_ranges_and_domains():
         # One is taken out of merging: it says so, and the sums go with it.
         v = victims[0]
         d.ctl("unmerge", str(v.pid))
-        until(lambda: d.stats()["pages_sharing"] == sharing - COMMON - OWN, 10, "unmerged")
+        until(lambda: d.stats()["pages_sharing"] == sharing - COMMON - OWN, 30, "unmerged")
         process = json.loads(d.ctl("status", str(v.pid), "--ranges", "--json").stdout)["processes"][0]
         assert process["ksm_merging_pages"] == 0 and not any(r["mergeable"] for r in process["range_list"]), process
-        until(lambda: d.stats()["pages_volatile"] == 0, 10, "at rest")
+        until(lambda: d.stats()["pages_volatile"] == 0, 30, "at rest")
         check_sums(status(d))
         for v in victims:
             v.quit()
-        until(lambda: status(d)["domains"] == [], 10, "domains go with their last process")
+        until(lambda: status(d)["domains"] == [], 30, "domains go with their last process")
         assert d.ctl("status", str(victims[0].pid), check=False).returncode == 67
 
 
@@ -137,7 +137,7 @@ def test_who_may_see_what():
     with Daemon("--open_to_all=yes") as d:
         os.chmod(d.directory, 0o755)
         victims = {u: prepare(d, u, 1) for u in USERS}
-        until(lambda: d.stats()["registered_pages"] == len(USERS) * (COMMON + ZERO + 2 * OWN), 10, "all are registered")
+        until(lambda: d.stats()["registered_pages"] == len(USERS) * (COMMON + ZERO + 2 * OWN), 30, "all are registered")
 
         def as_user(user, *arguments):
             pid = os.fork()

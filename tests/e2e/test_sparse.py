@@ -24,9 +24,9 @@ def daemon_kib(d):
 
 
 def settled(d, unshared):
-    until(lambda: d.stats()["pages_unshared"] == unshared and d.stats()["pages_volatile"] == 0, 30, f"{unshared} pages known: {d.stats()}")
+    until(lambda: d.stats()["pages_unshared"] == unshared and d.stats()["pages_volatile"] == 0, 120, f"{unshared} pages known: {d.stats()}")
     scans = d.stats()["full_scans"]
-    until(lambda: d.stats()["full_scans"] > scans + 16, 60, "a pass with a look at everything")
+    until(lambda: d.stats()["full_scans"] > scans + 16, 120, "a pass with a look at everything")
 
 
 def per_pass_usec(d):
@@ -82,7 +82,7 @@ def test_1000_ranges():
         grown, books, _ = measured(d, v, 1000, 120 * GIB)
         assert grown < 4096 and books < 4096, (grown, books)
         v.do("unsparse")
-        until(lambda: d.stats()["registered_pages"] == NEIGHBOUR_PAGES - 1, 10, "nothing of it is left")
+        until(lambda: d.stats()["registered_pages"] == NEIGHBOUR_PAGES - 1, 60, "nothing of it is left")
         v.quit()
 
 
@@ -104,7 +104,7 @@ def test_unmerging_32_tib():
         until(lambda: d.stats()["pages_sharing"] == 1, 30, "the page is shared")
         a, b = victims
         assert cost("ksmctl unmerge", (d.process.pid, a.pid), lambda: d.ctl("unmerge", str(a.pid))) < 200
-        until(lambda: d.stats()["pages_sharing"] == 0, 10, "it is not")
+        until(lambda: d.stats()["pages_sharing"] == 0, 60, "it is not")
         assert cost("unregister", (d.process.pid, b.pid), lambda: b.do("unsparse")) < 200
         a.do("unsparse")
         for v in victims:
