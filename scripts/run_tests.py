@@ -4,7 +4,7 @@
 usage: run_tests.py --run BUILD_DIR[:SETUP] [SUITE | SUITE/TEST]... [--run ...]...
 
 SETUP is one of meson's test setups (valgrind). Without a SUITE all run but those of ON_REQUEST: `guest` looks at another machine than
-this one, `static` looks at no machine.
+this one, `static` looks at no machine, `kselftest` wants a large package.
 Suites that look at the machine (all but the first two) run one test at a time: two that measure memory, or load the
 kernel's userfaultfd, would disturb each other and the answer."""
 import json
@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 PARALLEL = ("unit", "sim")
-ON_REQUEST = ("guest", "static")
+ON_REQUEST = ("guest", "static", "kselftest")
 SKIPPED = 77
 REPORT_CHARS = 8000
 TSAN_SUPPRESSIONS = pathlib.Path(__file__).resolve().parent.parent / "tests/tsan.supp"
