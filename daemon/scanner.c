@@ -212,16 +212,18 @@ static int job_hold(struct scanner *s, struct job *j) {
         if (j->kind == JOB_PUBLISH) {
                 if (j->publish.domain != c->domain->id) /* I4 */
                         return -EINVAL;
+                struct store_segment *segment;
                 int r = store_segment_open(&s->manager->store, j->publish.segment, c->domain, j->publish.segment_slots,
-                                           &j->segment);
+                                           &segment);
                 if (r < 0)
                         return r;
-                if (j->segment->domain != c->domain || !j->segment->segment->slots) /* I2, I4 */
+                j->segment = segment;
+                if (segment->domain != c->domain || !segment->segment->slots) /* I2, I4 */
                         return -EINVAL;
                 for (uint32_t i = 0; i < j->publish.n_pages; i++)
-                        if (j->publish.slots[i] >= j->segment->segment->n_slots)
+                        if (j->publish.slots[i] >= segment->segment->n_slots)
                                 return -EINVAL;
-                store_segment_pin(j->segment);
+                store_segment_pin(segment);
         }
         j->domain = store_domain_ref(c->domain);
         j->process = process_ref(c->process);
