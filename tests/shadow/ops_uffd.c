@@ -12,6 +12,9 @@
 
 #include "tests/shadow/shadow.h"
 
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -73,7 +76,9 @@ struct record op_uffd_register(struct actor *a, const struct op *o) {
         /* A page of zeros may be absent once it was merged (exception "missing zeros"): all pages are there, or none. */
         if (!(o->arg & 1)) {
                 (void) madvise(s.at, s.bytes, MADV_UNMERGEABLE);
-                (void) madvise(s.at, s.bytes, MADV_POPULATE_WRITE);
+                for (size_t at = 0; at < s.bytes; at += PAGE)
+                        if (madvise(s.at + at, PAGE, MADV_POPULATE_WRITE) < 0)
+                                (void) madvise(s.at + at, PAGE, MADV_POPULATE_READ); /* a mapping that forbids writing */
         }
         uffd.fd = uffd_new();
         struct uffdio_register reg = { .range = { (uint64_t) s.at, s.bytes }, .mode = UFFDIO_REGISTER_MODE_MISSING };
