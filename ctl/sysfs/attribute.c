@@ -74,16 +74,12 @@ static int parse_int(const char *s, int64_t *ret) {
 }
 
 static int parse_bool(const char *s, int64_t *ret) {
-        if (*s && strchr("eEyYtT1", *s))
-                *ret = 1;
-        else if (*s && strchr("dDnNfF0", *s))
-                *ret = 0;
-        else if ((*s == 'o' || *s == 'O') && (s[1] == 'n' || s[1] == 'N'))
-                *ret = 1;
-        else if ((*s == 'o' || *s == 'O') && (s[1] == 'f' || s[1] == 'F'))
-                *ret = 0;
-        else
+        bool is_on_or_off = *s == 'o' || *s == 'O';
+        const char *c = s + is_on_or_off;
+
+        if (!*c || !strchr(is_on_or_off ? "nNfF" : "eEyYtT1dDnNfF0", *c))
                 return -EINVAL;
+        *ret = strchr(is_on_or_off ? "nN" : "eEyYtT1", *c) != NULL;
         return 0;
 }
 

@@ -134,8 +134,8 @@ int link_wait_unmerged(struct link *l, bool (*is_interrupted)(void *userdata), v
 
         for (;;) {
                 struct timespec t = { .tv_nsec = (long) wait_usec * 1000 };
-                struct tunable_values tunables;
-                struct counters c;
+                struct tunable_values tunables = { .values.run = 2 };
+                struct counters c = { 0 };
                 int64_t left;
                 int r = link_counters(l, &c);
 

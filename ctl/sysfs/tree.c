@@ -243,13 +243,18 @@ static int store(fuse_req_t req, const struct attribute *a, const char *text) {
 /* As kernfs: the offset means nothing, each write is one value, of which a page at most is looked at. */
 static void tree_write(fuse_req_t req, fuse_ino_t ino, const char *data, size_t size, off_t offset,
                        struct fuse_file_info *fi) {
+        const struct attribute *a = ino_attribute(ino);
         char text[SYSFS_FILE_BYTES + 1];
         int r;
 
+        if (!a) { /* nothing else is open for writing */
+                fuse_reply_err(req, EBADF);
+                return;
+        }
         size = MIN(size, (size_t) SYSFS_FILE_BYTES);
         memcpy(text, data, size);
         text[size] = 0;
-        r = store(req, ino_attribute(ino), text);
+        r = store(req, a, text);
         if (r < 0)
                 fuse_reply_err(req, -r);
         else
