@@ -71,6 +71,18 @@ void context_wake(const struct context *c, uint64_t start, uint64_t end) {
         (void) sys_call(SYS_ioctl, c->fd, UFFDIO_WAKE, (long) &r, 0, 0, 0);
 }
 
+static void tell(const struct uffd_msg *m, const struct context_events *events) {
+        if (m->event == UFFD_EVENT_PAGEFAULT && events->fault)
+                events->fault(events->userdata, m->arg.pagefault.address & ~(KSM_PAGE_SIZE - 1), m->arg.pagefault.flags);
+        else if (m->event == UFFD_EVENT_REMOVE && events->remove)
+                events->remove(events->userdata, m->arg.remove.start, m->arg.remove.end);
+        else if (m->event == UFFD_EVENT_REMAP && events->remap)
+                events->remap(events->userdata, m->arg.remap.from, m->arg.remap.to, m->arg.remap.len);
+}
+
+/* Reading an event lets its caller go on at once, and zap or unmap; and the kernel hands out faults before events, whichever came
+ * first. So of what was read together the events are told first: a fault answered without knowing of them would have the pages
+ * put back that have just been discarded. */
 unsigned context_drain(const struct context *c, const struct context_events *events) {
         struct uffd_msg messages[16];
         unsigned total = 0;
@@ -78,17 +90,14 @@ unsigned context_drain(const struct context *c, const struct context_events *eve
                 long n = sys_read(c->fd, messages, sizeof(messages));
                 if (n < (long) sizeof(messages[0]))
                         return total;
-                for (unsigned i = 0; i < (unsigned long) n / sizeof(messages[0]); i++) {
-                        const struct uffd_msg *m = &messages[i];
-                        total++;
-                        if (m->event == UFFD_EVENT_PAGEFAULT && events->fault)
-                                events->fault(events->userdata, m->arg.pagefault.address & ~(KSM_PAGE_SIZE - 1),
-                                              m->arg.pagefault.flags);
-                        else if (m->event == UFFD_EVENT_REMOVE && events->remove)
-                                events->remove(events->userdata, m->arg.remove.start, m->arg.remove.end);
-                        else if (m->event == UFFD_EVENT_REMAP && events->remap)
-                                events->remap(events->userdata, m->arg.remap.from, m->arg.remap.to, m->arg.remap.len);
-                }
+                const struct uffd_msg *end = messages + (size_t) n / sizeof(messages[0]);
+                total += (unsigned) (end - messages);
+                for (const struct uffd_msg *m = messages; m < end; m++)
+                        if (m->event != UFFD_EVENT_PAGEFAULT)
+                                tell(m, events);
+                for (const struct uffd_msg *m = messages; m < end; m++)
+                        if (m->event == UFFD_EVENT_PAGEFAULT)
+                                tell(m, events);
         }
 }
 

@@ -30,8 +30,9 @@
 /* False: an unread event of the context stands in the way (EAGAIN). */
 static bool zero_page(struct agent *a, uint64_t address) {
         /* A discard of a write-protected page leaves a marker; ZEROPAGE wants an empty entry. EEXIST: somebody was first. */
-        (void) context_writeprotect(&a->shared, address, address + KSM_PAGE_SIZE, false);
-        int r = context_zeropage(&a->shared, address);
+        int r = context_writeprotect(&a->shared, address, address + KSM_PAGE_SIZE, false);
+        if (r != -EAGAIN)
+                r = context_zeropage(&a->shared, address);
         fault_point(FAULT_event_zero);
         return r != -EAGAIN;
 }

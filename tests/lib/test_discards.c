@@ -237,6 +237,48 @@ static void test_fork_before_the_book(void **state) {
         assert_contents(absent);
 }
 
+struct discarder {
+        uint8_t *block;
+        _Atomic pid_t tid;
+};
+
+static void *discard_it(void *p) {
+        struct discarder *d = p;
+        atomic_store(&d->tid, gettid());
+        return discard(d->block);
+}
+
+static void *touch_second(void *b) { /* the first one's slot holds zeros */
+        return (void *) (uintptr_t) ((volatile uint8_t *) b)[KSM_PAGE_SIZE];
+}
+
+/* A fault on absent pages and the discard of the same pages are read together, the fault first; and the discard is done before the fault
+ * is answered. */
+static void test_fault_read_with_a_discard(void **state) {
+        uint8_t *b = block_merged(); /* one mapping: one event */
+        struct pollfd fault = { .fd = A.shared.fd, .events = POLLIN };
+        struct discarder d = { .block = b };
+        pthread_t reader, t;
+        run(discard, b);
+        book_find((uint64_t) b >> (BLOCK_SHIFT + KSM_PAGE_SHIFT))->removed = 0; /* as if the kernel had taken the entries away */
+        (void) book_take_any_removed();
+        A.discards_tail = A.discards_head;
+        pthread_create(&reader, NULL, touch_second, b);
+        assert_int_equal(poll(&fault, 1, BOUND_USEC / 1000), 1);
+        pthread_create(&t, NULL, discard_it, &d);
+        for (uint64_t end = now_usec() + BOUND_USEC; now_usec() < end; sys_yield())
+                if (atomic_load(&d.tid) && strchr("SD", task_state(d.tid)))
+                        break;
+        assert_int_equal(fault_arm("uffd_fill:delay:1:200000", NULL), 0);
+        agent_drain(&A);
+        (void) fault_arm(NULL, NULL);
+        (void) join_draining(t);
+        (void) join_draining(reader);
+        pthread_create(&reader, NULL, touch, b);
+        assert_null(join_draining(reader));
+        drop(b);
+}
+
 #define HELD_UP_USEC "100000" /* between two steps: enough for what is to come in between */
 #define FORKS_BETWEEN 5U
 
@@ -378,6 +420,7 @@ int main(void) {
                 cmocka_unit_test(test_fork_after_second_discard),
                 cmocka_unit_test(test_fork_waits_for_the_books),
                 cmocka_unit_test(test_fork_before_the_book),
+                cmocka_unit_test(test_fault_read_with_a_discard),
                 cmocka_unit_test(test_fork_between_reading_and_noting),
                 cmocka_unit_test(test_discard_before_moving_back),
                 cmocka_unit_test(test_fork_in_a_storm),

@@ -240,6 +240,8 @@ AGENT_FAULTS = [
           "                atomic_store_explicit(&s->exits, exits + 1, memory_order_relaxed);", "                (void) exits;", ("maplock",) + LIB + ("shim-raw", "accounting") + SHIM),
 
     # -- events, fork, books once more --------------------------------------------------------------------------------------------------------------
+    Fault("faults-before-discards", "I7, 6.4", "a fault that was read together with a discard is answered as if there were none", "lib/context.c",
+          "                        if (m->event != UFFD_EVENT_PAGEFAULT)\n", "                        if (m->event != UFFD_EVENT_FORK)\n", ("discards",)),
     Fault("discards-unsettled", "I7, 6.4", "a discarded page cannot be read through /proc/PID/mem", "lib/events.c",
           "                        (void) events_zero_removed(a, t.base, b->merged);\n", "", ("discards", "accounting") + CALLS + SHIM),
     Fault("fork-unprepared", "I7, 6.4", "a fork does not wait for the zeros of discarded pages", "lib/events.c",
