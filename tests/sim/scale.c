@@ -28,13 +28,14 @@
 
 struct process {
         uint32_t client;
-        uint8_t *in_file; /* bit per page */
+        uint8_t *in_file; /* bit per page, in machine.in_file */
 };
 enum phase { FIRST, QUIET, REWRITE };
 struct machine {
         struct core *core;
         struct process *processes; /* in the order of client ids' pool index */
         uint32_t n_processes, n_pages; /* of each */
+        uint8_t *in_file;              /* all of them */
         uint32_t *by_index;            /* client id & mask -> process */
         uint64_t now_usec;
         enum phase phase;
@@ -213,8 +214,8 @@ static void populate(struct machine *m) {
 
                 REQUIRE(core_client_add(m->core, domain, &config, &p->client) == 0);
                 REQUIRE(core_range_add(m->core, p->client, 0, m->n_pages) == 0);
-                p->in_file = calloc(m->n_pages / 8 + 1, 1);
-                REQUIRE(p->in_file && (p->client & INDEX_MASK) <= m->n_processes);
+                p->in_file = m->in_file + (size_t) i * (m->n_pages / 8);
+                REQUIRE((p->client & INDEX_MASK) <= m->n_processes);
                 m->by_index[p->client & INDEX_MASK] = i;
         }
 }
@@ -228,7 +229,8 @@ static void row(uint64_t gib, uint32_t clients_per_gib) {
         m.processes = calloc(m.n_processes, sizeof(*m.processes));
         m.by_index = calloc(m.n_processes + 1, sizeof(*m.by_index));
         m.has_written = calloc(m.n_processes, sizeof(*m.has_written));
-        REQUIRE(m.processes && m.by_index && m.has_written);
+        m.in_file = calloc(m.n_processes, m.n_pages / 8); /* whole blocks */
+        REQUIRE(m.processes && m.by_index && m.has_written && m.in_file);
         populate(&m);
         first = measure(&m, FIRST, 10 * SECOND);
         n = counters(&m);
@@ -248,8 +250,7 @@ static void row(uint64_t gib, uint32_t clients_per_gib) {
                quiet / 16 / pages * 1e9, rewrite / (double) m.n_rewritten * 1e9, leave / pages * 1e9);
         fflush(stdout);
         m.core = core_free(m.core);
-        for (uint32_t i = 0; i < m.n_processes; i++)
-                free(m.processes[i].in_file);
+        free(m.in_file);
         free(m.processes);
         free(m.by_index);
         free(m.has_written);
