@@ -10,6 +10,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
@@ -52,10 +53,14 @@ static void wait_until_frozen(void) {
         (void) nanosleep(&pause, NULL);
 }
 
+/* Looks when the transition is over: what it finds while the page changes from one context to the next, nobody can say (limits.md, calls
+ * around libc during a transition). */
 static void *discard_one(void *page) {
         wait_until_frozen();
         if (sys_madvise((uint64_t) page, KSM_PAGE_SIZE, MADV_DONTNEED) != 0)
                 return (void *) -1L;
+        while (in_transition())
+                sched_yield();
         return (void *) (uintptr_t) ((volatile uint8_t *) page)[12];
 }
 
