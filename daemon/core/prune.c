@@ -26,9 +26,7 @@
 #define PRUNE_WALK 1024
 /* The fullest of them that are tried. */
 #define PRUNE_TARGETS 4
-/* A run of two segments' length tells nothing that a shorter one does not. */
-#define RUN_PAGES_MAX (2 * SEGMENT_LARGE_UNITS * SEGMENT_UNIT)
-/* A block's part of a run may leave the rest behind for a VMA for so many pages; the mapping of a run with holes takes more. */
+/* A block's part of a run may leave the rest behind for a VMA for so many pages: two VMAs for a whole block, its two ends. */
 #define PAGES_PER_VMA 32
 /* Pages moved or let go a sweep: 2 to 4 us of the agents' time each, so below 1 % of a CPU at the default pause. */
 #define PRUNE_MOVES 4096
@@ -115,24 +113,20 @@ struct run {
         uint32_t slot, n;
 };
 
-static bool may_go_on(struct place p, struct place next, const struct run *r, uint32_t n_beyond) {
-        return next.block == p.block || r->n < n_beyond;
-}
-
-/* The run that p, which is merged, is in, as far as it lies in p's block, and beyond up to n_beyond pages. */
-static void run_find(const struct core *c, const struct domain *d, struct place p, uint32_t n_beyond, struct run *ret) {
+/* The run that p, which is merged, is in; of a run that goes on beyond p's block all (a run lies in one segment) or only what lies in it. */
+static void run_find(const struct core *c, const struct domain *d, struct place p, bool is_all, struct run *ret) {
         struct place at = p, next;
         uint32_t slot = merged_slot(c, p);
 
         *ret = (struct run){ .first = p, .slot = slot, .n = 1 };
-        for (next = neighbour(c, at, 1); may_go_on(p, next, ret, n_beyond) && continues(c, d, next, slot, 1);
+        for (next = neighbour(c, at, 1); (is_all || next.block == p.block) && continues(c, d, next, slot, 1);
              next = neighbour(c, at, 1)) {
                 at = next;
                 slot++;
                 ret->n++;
         }
         ret->after = next;
-        for (next = neighbour(c, p, -1); may_go_on(p, next, ret, n_beyond) && continues(c, d, next, ret->slot, -1);
+        for (next = neighbour(c, p, -1); (is_all || next.block == p.block) && continues(c, d, next, ret->slot, -1);
              next = neighbour(c, ret->first, -1)) {
                 ret->first = next;
                 ret->slot--;
@@ -251,10 +245,10 @@ static bool give_away(struct visit *v, uint32_t extent, struct place p) {
                 v->is_left = true;
                 return v->c->prune_moves > 0;
         }
-        run_find(v->c, v->d, p, RUN_PAGES_MAX, &r);
+        run_find(v->c, v->d, p, true, &r);
         if (move_to_any(v, &r, 0))
                 return true;
-        run_find(v->c, v->d, p, 0, &r);
+        run_find(v->c, v->d, p, false, &r);
         if (move_to_any(v, &r, (int) r.n / PAGES_PER_VMA))
                 return true;
         /* Of two that hold as much, one. */

@@ -152,7 +152,7 @@ CORE_FAULTS = [Fault(name, breaks, text, f"daemon/core/{file}", old, new, BOOKS 
     ("cap-not-followed", "5.6", "a cap that was changed is for new sharers only", "core.c", "                prune_mark_all(c);\n", "                ;\n", ()),
     ("splits-runs", "5.6", "defragmentation takes runs apart", "prune.c", "run_cost(v->c, v->d, r, to) > vmas_max)", "run_cost(v->c, v->d, r, to) > 99)", ()),
     ("runs-only-whole", "5.6", "an extent stays where it is because the run beyond its block cannot move", "prune.c",
-     "        run_find(v->c, v->d, p, 0, &r);\n", "", ()),
+     "        run_find(v->c, v->d, p, false, &r);\n", "", ()),
     ("moves-for-ever", "5.6", "two dups exchange their sharers back and forth", "prune.c",
      "        return gain > 0;", "        return gain > -1000;", ()),
     ("moves-onto-itself", "5.6", "a run of equal neighbours moves onto itself", "prune.c",

@@ -16,7 +16,6 @@
 #define BLOCK 64
 #define SHARERS 8
 #define SECOND UINT64_C(1000000)
-#define REWRITTEN_ONE_IN 64
 
 #define REQUIRE(condition)                                                              \
         do {                                                                            \
@@ -68,7 +67,7 @@ static bool in_file(const struct process *p, uint64_t page) {
 }
 
 static bool is_rewritten(uint32_t process, uint64_t page) {
-        return mix(page / BLOCK * 131 + process) % BLOCK == page % BLOCK && BLOCK == REWRITTEN_ONE_IN;
+        return mix(page / BLOCK * 131 + process) % BLOCK == page % BLOCK; /* one in a block */
 }
 
 static uint64_t hash_of(const struct machine *m, uint32_t process, uint64_t page) {
