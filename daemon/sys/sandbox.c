@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/mempolicy.h>
 #include <seccomp.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -64,6 +65,13 @@ static int add_conditional(scmp_filter_ctx ctx) {
         if (r == 0)
                 r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(mprotect), 1,
                                      SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
+        /* Pages are asked for their node, never moved to one (no list of nodes); and memory of ours may prefer a node: no other policy, and
+         * nothing that is there already is moved. */
+        if (r == 0)
+                r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(move_pages), 1, SCMP_A3(SCMP_CMP_EQ, 0));
+        if (r == 0)
+                r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(mbind), 2, SCMP_A2(SCMP_CMP_EQ, MPOL_PREFERRED),
+                                     SCMP_A5(SCMP_CMP_EQ, 0));
         /* sd_notify sends one datagram from a socket made for it; a Unix socket probe needs the same. */
         if (r == 0)
                 r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(socket), 1, SCMP_A0(SCMP_CMP_EQ, 1 /* AF_UNIX */));

@@ -1,6 +1,7 @@
 /* The allow-list: what a running daemon does still works, everything else ends the process. Each case in a child. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/mempolicy.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -19,6 +20,7 @@
 
 #include "common/cleanup.h"
 #include "daemon/sys/digest.h"
+#include "daemon/sys/numa.h"
 #include "daemon/sys/peer.h"
 #include "daemon/sys/sandbox.h"
 #include "daemon/sys/segment.h"
@@ -68,8 +70,25 @@ static int daily_work(void) {
         return p != MAP_FAILED && munmap(p, 1 << 20) == 0 ? 0 : 5;
 }
 
+/* Nodes asked of pages here and elsewhere, a segment that prefers one, what the kernel migrated: whatever it says, but it must be asked. */
+static int ask_about_nodes(void) {
+        struct segment_file *s;
+        int16_t node;
+        uint64_t n;
+        if (segment_file_new(16, "key", 3, &s) < 0)
+                return 1;
+        uint64_t page = (uintptr_t) s->slots >> KSM_PAGE_SHIFT;
+        (void) numa_bind(s->slots, 16 * KSM_PAGE_SIZE, 0);
+        (void) numa_nodes(0, &page, 1, &node);
+        (void) numa_nodes(getpid(), &page, 1, &node);
+        segment_file_free(s);
+        _cleanup_close_ int fd = numa_open_vmstat();
+        return fd >= 0 && numa_count() >= 1 && numa_migrations(fd, &n) != -EBADF ? 0 : 2;
+}
+
 static void test_daily_work(void **state) {
         assert_int_equal(in_child(daily_work), 0);
+        assert_int_equal(in_child(ask_about_nodes), 0);
 }
 
 static int do_inet(void) {
@@ -96,10 +115,34 @@ static int do_setuid(void) {
 static int do_kill(void) {
         return kill(getppid(), 0) < 0 ? 1 : 2;
 }
+static int do_move_pages(void) {
+        void *page = &page;
+        int node = 0, status;
+        return syscall(SYS_move_pages, 0, 1UL, &page, &node, &status, 0) < 0 ? 1 : 2;
+}
+static int do_bind_to_a_node_alone(void) {
+        unsigned long mask = 1;
+        void *p = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        return syscall(SYS_mbind, p, 4096UL, MPOL_BIND, &mask, 2UL, 0) < 0 ? 1 : 2;
+}
+static int do_bind_and_move(void) {
+        unsigned long mask = 1;
+        void *p = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        return syscall(SYS_mbind, p, 4096UL, MPOL_PREFERRED, &mask, 2UL, MPOL_MF_MOVE) < 0 ? 1 : 2;
+}
 
 static void test_forbidden(void **state) {
-        int (*const cases[])(void) = { do_inet,   do_exec,              do_open_for_writing, do_executable_memory,
-                                       do_ptrace, do_write_other_memory, do_setuid,           do_kill };
+        int (*const cases[])(void) = { do_inet,
+                                       do_exec,
+                                       do_open_for_writing,
+                                       do_executable_memory,
+                                       do_ptrace,
+                                       do_write_other_memory,
+                                       do_setuid,
+                                       do_kill,
+                                       do_move_pages,
+                                       do_bind_to_a_node_alone,
+                                       do_bind_and_move };
         for (size_t i = 0; i < ARRAY_SIZE(cases); i++)
                 assert_int_equal(in_child(cases[i]), 128 + SIGSYS);
 }
