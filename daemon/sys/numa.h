@@ -3,7 +3,7 @@
  * All of it is a hint, for the books of merge_across_nodes=0: the kernel may migrate a page the moment after it was asked, and nobody's
  * bytes depend on the answer. Raw system calls; a kernel without CONFIG_NUMA answers -ENOSYS. Any thread, but see numa_nodes.
  *
- * The rules: Linux mm/migrate.c (move_pages), mm/mempolicy.c (mbind), mm/vmstat.c. */
+ * The rules: Linux mm/migrate.c (move_pages), mm/mempolicy.c (mbind), mm/vmstat.c; docs/kernel.md, "NUMA nodes", has them as tests. */
 #pragma once
 
 #include <stddef.h>
@@ -33,7 +33,7 @@ int numa_nodes(pid_t pid, const uint64_t *pages, size_t n_pages, int16_t *ret_no
  *
  * A preference (MPOL_PREFERRED): where the node has no free memory the page comes from the nearest that has. MPOL_BIND would have the
  * kernel reclaim on that one node and then kill somebody for it, while the machine has memory elsewhere. So the answer is numa_nodes
- * after the copy. (Besides, whoever maps the file, be it private and read-only, can give it another policy.)
+ * after the copy. (Besides, whoever maps the file, be it private and of a read-only fd, can give it another policy.)
  *
  * 0 or -errno; -EINVAL: the node is not there, has no memory, or is not in this process's cpuset. */
 int numa_bind(void *start, size_t bytes, int node);

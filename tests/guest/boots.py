@@ -13,8 +13,19 @@ import time
 from guest import qemu_command
 from measure import spawn, stop
 
-CPUS = 2
-MEMORY_MIB = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    cpus: int = 2
+    memory_mib: int = 2048
+    nodes: int = 1
+
+    def __str__(self):
+        nodes = f" on {self.nodes} nodes" if self.nodes > 1 else ""
+        return f"{self.cpus} CPUs, {self.memory_mib} MiB{nodes}"
+
+
 # Emulation on two busy cores: only bounds. A test gets its own timeout times SLOWER; the guest ends it then, and when even
 # that does not happen (a process that the kernel cannot end) the guest goes HUNG_SECONDS later.
 BOOT_SECONDS = 240
@@ -62,11 +73,12 @@ class Results:
 class Guest:
     """One boot: the cases from `first` on, until the guest is done, dies, or hangs."""
 
-    def __init__(self, directory, kernel, image, cases, first, append):
-        self.cases, self.next = cases, first
+    def __init__(self, directory, kernel, image, cases, first, append, machine):
+        self.cases, self.next, self.machine = cases, first, machine
         self.console = directory / f"console.{first}"
         self.console.touch()
-        argv = qemu_command(kernel, image, self.console, MEMORY_MIB, f"userksm.first={first} {append}", cpus=CPUS)
+        argv = qemu_command(kernel, image, self.console, machine.memory_mib, f"userksm.first={first} {append}", machine.cpus,
+                            machine.nodes)
         self.booted = time.monotonic()
         self.process = spawn(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
 
@@ -86,7 +98,7 @@ class Guest:
                         output.append(line)
                     elif m[1] == "kernel":
                         took = time.monotonic() - self.booted
-                        print(f"guest with Linux {m[2]}, {CPUS} CPUs, {MEMORY_MIB} MiB, up in {took:.0f} s", flush=True)
+                        print(f"guest with Linux {m[2]}, {self.machine}, up in {took:.0f} s", flush=True)
                     elif m[1] == "begin":
                         case, begun, running, output = self.cases[self.next], time.monotonic(), True, []
                         case_ends_at = begun + case.seconds + HUNG_SECONDS
@@ -107,9 +119,9 @@ class Guest:
         return self.next
 
 
-def run(directory, kernel, image, cases, results, ends_at, append=""):
+def run(directory, kernel, image, cases, results, ends_at, append="", machine=Machine()):
     done = 0
     while done < len(cases) and time.monotonic() < ends_at:
-        done = Guest(directory, kernel, image, cases, done, append).run(results, ends_at)
+        done = Guest(directory, kernel, image, cases, done, append, machine).run(results, ends_at)
     for case in cases[done:]:
         results.fail(case, "not begun in the time of the whole run", [])

@@ -43,12 +43,22 @@ def pack_initramfs(root, path):
     return path
 
 
-def qemu_command(kernel, initramfs, console, memory_mib, append, cpus=1):
+def numa_arguments(nodes, cpus, memory_mib):
+    """So many NUMA nodes, with the memory divided and the CPUs dealt out among them."""
+    arguments = []
+    for node in range(nodes):
+        of_node = "".join(f",cpus={cpu}" for cpu in range(node, cpus, nodes))
+        arguments += ["-object", f"memory-backend-ram,id=node{node},size={memory_mib // nodes}M",
+                      "-numa", f"node,nodeid={node},memdev=node{node}{of_node}"]
+    return arguments
+
+
+def qemu_command(kernel, initramfs, console, memory_mib, append, cpus=1, nodes=1):
     """The command of a guest. Its serial console goes to a file; it ends when the guest stops, restarts or panics."""
     qemu = shutil.which("qemu-system-x86_64")
     if not qemu:
         raise Skip("qemu-system-x86_64 is not installed")
     threads = "multi" if cpus > 1 else "single"
     return [qemu, "-accel", f"tcg,thread={threads}", "-machine", "pc", "-cpu", CPU, "-smp", cpus, "-m", memory_mib,
-            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", f"file:{console}",
+            *(numa_arguments(nodes, cpus, memory_mib) if nodes > 1 else []), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", f"file:{console}",
             "-kernel", kernel, "-initrd", initramfs, "-append", f"console=ttyS0 quiet panic=-1 {append}"]
