@@ -1,0 +1,75 @@
+"""The arithmetic of the results: medians over rounds, and targets met or missed. No machine, no files."""
+import dataclasses
+import statistics
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One target of a row: a value and the most (or least) that it may be."""
+    what: str
+    value: float | None  # None: could not be measured
+    limit: float
+    unit: str = ""  # behind the number: "x" (a ratio), "ms", "%"
+    at_least: bool = False
+
+    @property
+    def verdict(self):
+        if self.value is None:
+            return "not measured"
+        return "met" if (self.value >= self.limit if self.at_least else self.value <= self.limit) else "missed"
+
+
+def ratio(part, whole):
+    """None where there is nothing to compare with."""
+    return None if part is None or not whole else part / whole
+
+
+def medians(rounds):
+    """[{side: {figure: number}}, ...] -> {side: {figure: median}}. A figure that a round lacks counts in the others only."""
+    values = {}
+    for one in rounds:
+        for side, figures in one.items():
+            for name, value in figures.items():
+                if isinstance(value, (int, float)):
+                    values.setdefault(side, {}).setdefault(name, []).append(value)
+    return {side: {name: statistics.median(v) for name, v in figures.items()} for side, figures in values.items()}
+
+
+def spread(rounds, side, figure):
+    """(least, greatest) over the rounds, or None."""
+    found = [one[side][figure] for one in rounds if figure in one.get(side, {})]
+    return (min(found), max(found)) if found else None
+
+
+def figure(middle, side, name):
+    return middle.get(side, {}).get(name)
+
+
+def difference(one, other):
+    return None if one is None or other is None else one - other
+
+
+def cost(middle, side):
+    """CPU seconds of a side: the daemon (ksmd), the agents, and what the processes themselves needed more than without merging."""
+    parts = [figure(middle, side, f"{part}_cpu_s") for part in ("engine", "agents", "subjects")] + [figure(middle, "plain", "subjects_cpu_s")]
+    if None in parts:
+        return None
+    engine, agents, with_merging, without = parts
+    return engine + agents + with_merging - without
+
+
+def number(value):
+    """Three digits; counts whole, nothing in powers of ten."""
+    if value is None:
+        return "-"
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    if abs(value) >= 1:
+        return f"{value:.2f}"
+    return f"{value:.4f}" if abs(value) < 0.1 else f"{value:.3f}"
+
+
+def with_unit(value, unit):
+    return number(value) + (f" {unit}" if unit and value is not None else "")

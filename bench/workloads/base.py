@@ -1,0 +1,46 @@
+"""What a row of the table is."""
+import dataclasses
+
+from figures import cost, figure, ratio
+from sides import KsmSide, Plain, UserksmSide
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How much of it: the same for both sides and for every round."""
+    rounds: int = 5
+    period_s: float = 10.0
+    passes: int = 20
+    scale: float = 1.0  # of the memory
+
+    def mib(self, full):
+        return max(1, round(full * self.scale))
+
+
+class Workload:
+    name = title = target = ""
+    shows = ()  # (figure, unit, text) for the table
+    limit_s = 600
+
+    def n_pages(self, plan):
+        """Pages that the processes offer, all together."""
+        raise NotImplementedError
+
+    def sides(self, plan, known):
+        """[(label, side)] in the order in which they run in a round; `known` has the figures of those that ran in it before."""
+        return [("plain", Plain), ("userksm", lambda: UserksmSide(plan.period_s)),
+                ("ksm", lambda: KsmSide(n_pages=self.n_pages(plan), period_s=plan.period_s))]
+
+    def measure(self, side, plan):
+        raise NotImplementedError
+
+    def checks(self, middle):
+        raise NotImplementedError
+
+
+def cost_ratio(middle, side="userksm", other="ksm"):
+    return ratio(cost(middle, side), cost(middle, other))
+
+
+def figure_ratio(middle, name, side="userksm", other="ksm"):
+    return ratio(figure(middle, side, name), figure(middle, other, name))

@@ -1,0 +1,120 @@
+"""Rows about merging and taking apart: CPU and time until it is done, and what the processes feel."""
+from figures import Check, difference, figure
+from sides import KsmSide, Plain, UserksmSide, ksm_pages_for_share, wait_saved
+from subjects import Meter, area, subjects
+from workloads.base import Workload, cost_ratio, figure_ratio
+
+DONE = 0.99
+KSM_MERGE_USEC = 2.5  # a page of a pass that merges, where no round has measured it
+
+
+class Converge(Workload):
+    name = "converge"
+    title = "4 processes of 512 MiB, half of it common in long runs, half unique"
+    target = "CPU and wall time to 99 % of the oracle at most 1/2 of ksmd's"
+    n_processes, mib_full = 4, 256
+    shows = (("wall_s", "s", "time to 99 %"), ("engine_cpu_s", "s", "CPU of daemon or ksmd"), ("agents_cpu_s", "s", "CPU of agents"),
+             ("subjects_cpu_s", "s", "CPU of the processes"))
+
+    def n_pages(self, plan):
+        return self.n_processes * 2 * plan.mib(self.mib_full) * 256
+
+    def areas(self, plan):
+        return [area("common", plan.mib(self.mib_full)), area("unique", plan.mib(self.mib_full))]
+
+    def oracle_pages(self, plan):
+        return (self.n_processes - 1) * plan.mib(self.mib_full) * 256
+
+    def sides(self, plan, known):
+        n = self.n_pages(plan)
+
+        def equal_cpu():
+            ours = known["userksm"]
+            share = min((ours["engine_cpu_s"] + ours["agents_cpu_s"]) / ours["wall_s"], 0.9)
+            return KsmSide("ksm, equal CPU", pages_to_scan=ksm_pages_for_share(share, KSM_MERGE_USEC))
+        return [("plain", Plain), ("userksm", lambda: UserksmSide(plan.period_s)),
+                ("ksm", lambda: KsmSide(n_pages=n, period_s=plan.period_s)), ("ksm, equal CPU", equal_cpu)]
+
+    def measure(self, side, plan):
+        with side, subjects(side, self.n_processes, self.areas(plan)) as running:
+            meter = Meter(side, running)
+            curve = None
+            if side.offers:
+                side.start_merging()
+                curve = wait_saved(side, meter, self.oracle_pages(plan) * DONE, self.limit_s)
+            found = {**meter.read(), "curve": curve}
+            found["saved_mib"] = side.saved_pages() / 256
+        return found
+
+    def checks(self, middle):
+        return [Check("CPU to 99 % of the oracle, of ksmd's", cost_ratio(middle), 1 / 2, "x"),
+                Check("wall time, of ksmd's at the same period", figure_ratio(middle, "wall_s"), 1 / 2, "x"),
+                Check("wall time, of ksmd's at equal CPU", figure_ratio(middle, "wall_s", "userksm", "ksm, equal CPU"), 1 / 2, "x")]
+
+
+class Pair(Workload):
+    """Two equal processes, merged as fast as each side can; then something happens to the first."""
+    mib_full = 256
+
+    def n_pages(self, plan):
+        return 2 * plan.mib(self.mib_full) * 256
+
+    def sides(self, plan, known):
+        return [("plain", Plain), ("userksm", UserksmSide), ("ksm", KsmSide)]
+
+    def measure(self, side, plan):
+        with side, subjects(side, 2, [area("common", plan.mib(self.mib_full))]) as running:
+            if side.offers:
+                side.start_merging()
+                wait_saved(side, Meter(side, running), self.n_pages(plan) // 2 * DONE, self.limit_s)
+            return self.happens(side, running)
+
+
+class Unmerge(Pair):
+    name = "unmerge"
+    title = "1 GiB of merged memory is given private copies: MADV_UNMERGEABLE in one of two equal processes"
+    target = "CPU at most ksmd's"
+    mib_full = 1024
+    shows = (("wall_s", "s", "time of the call"), ("engine_cpu_s", "s", "CPU of daemon or ksmd"), ("agents_cpu_s", "s", "CPU of agents"),
+             ("subjects_cpu_s", "s", "CPU of the processes"))
+
+    def happens(self, side, running):
+        meter = Meter(side, running)
+        if side.offers:
+            running[0].ask("unmerge")
+        return meter.read()
+
+    def checks(self, middle):
+        return [Check("CPU, of kernel KSM's", cost_ratio(middle), 1.0, "x")]
+
+
+class FirstWrite(Pair):
+    name = "first-write"
+    title = "the first store to each of 65,536 merged pages"
+    target = "p50 and p99 at most kernel KSM's"
+    shows = (("p50_us", "us", "p50"), ("p99_us", "us", "p99"), ("max_us", "us", "longest"))
+
+    def happens(self, side, running):
+        meter = Meter(side, running)
+        told = running[0].ask("poke 0 1")
+        return {**meter.read(), **{f"{p}_us": told[f"{p}_ns"] / 1000 for p in ("p50", "p99", "p999", "max")}, "faults": told["minor_faults"]}
+
+    def checks(self, middle):
+        return [Check("p50, of kernel KSM's", figure_ratio(middle, "p50_us"), 1.0, "x"),
+                Check("p99, of kernel KSM's", figure_ratio(middle, "p99_us"), 1.0, "x")]
+
+
+class FirstRead(Pair):
+    name = "first-read"
+    title = "the first load from each of 65,536 merged pages"
+    target = "no more faults than under kernel KSM"
+    shows = (("faults", "", "page faults"), ("p50_us", "us", "p50"), ("p99_us", "us", "p99"))
+
+    def happens(self, side, running):
+        meter = Meter(side, running)
+        told = running[0].ask("read 0 1")
+        return {**meter.read(), **{f"{p}_us": told[f"{p}_ns"] / 1000 for p in ("p50", "p99", "max")}, "faults": told["minor_faults"]}
+
+    def checks(self, middle):
+        more = difference(figure(middle, "userksm", "faults"), figure(middle, "ksm", "faults"))
+        return [Check("page faults beyond kernel KSM's", more, 0)]

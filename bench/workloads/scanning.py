@@ -1,0 +1,116 @@
+"""Rows about what watching costs: nothing written, a tenth written, all written, nothing there."""
+import time
+
+from figures import Check, figure, ratio
+from sides import KsmSide, Plain, UserksmSide, wait_known, wait_saved, wait_scans
+from subjects import Meter, area, subjects
+from workloads.base import Workload, figure_ratio
+
+
+class Steady(Workload):
+    name = "steady"
+    title = "2 processes of 1 GiB, half of it merged and half unique, nothing written"
+    target = "CPU per full pass at most 1/50 of ksmd's with smart_scan=0, 1/5 with smart_scan=1"
+    shows = (("engine_cpu_s", "s", "CPU of daemon or ksmd"), ("scans", "", "full passes"), ("pass_cpu_ms", "ms", "CPU a pass"))
+
+    def n_pages(self, plan):
+        return 2 * 2 * plan.mib(512) * 256
+
+    def sides(self, plan, known):
+        return [("userksm", UserksmSide), ("ksm", KsmSide), ("ksm smart", lambda: KsmSide(smart_scan=1))]
+
+    def measure(self, side, plan):
+        mib, n = plan.mib(512), self.n_pages(plan)
+        with side, subjects(side, 2, [area("common", mib), area("unique", mib)]) as running:
+            side.start_merging()
+            wait_saved(side, Meter(side, running), n // 4, self.limit_s)
+            wait_known(side, n, self.limit_s)
+            side.set_period(plan.period_s, n)
+            # What is under way at the old pace, and for smart_scan the passes until it skips as much as it will.
+            wait_scans(side, 2, self.limit_s)
+            scans, meter = side.scans(), Meter(side, running)
+            time.sleep(plan.passes * plan.period_s)  # the window of the measurement
+            found, scans = meter.read(), side.scans() - scans
+        found["scans"] = scans
+        if scans > 0:
+            found["pass_cpu_ms"] = 1000 * (found["engine_cpu_s"] + found["agents_cpu_s"] + found["subjects_cpu_s"]) / scans
+        return found
+
+    def checks(self, middle):
+        return [Check("CPU a pass, of ksmd's with smart_scan=0", figure_ratio(middle, "pass_cpu_ms"), 1 / 50, "x"),
+                Check("CPU a pass, of ksmd's with smart_scan=1", figure_ratio(middle, "pass_cpu_ms", other="ksm smart"), 1 / 5, "x")]
+
+
+class Dirty(Workload):
+    name = "dirty"
+    title = "1 GiB, every tenth page rewritten all the time, the others quiet"
+    target = "CPU per pass at most 1/8 of ksmd's; writer slowdown at most 1 %"
+    step, mib_full, slowdown_percent = 10, 1024, 1.0
+    shows = (("engine_cpu_s", "s", "CPU of daemon or ksmd"), ("scans", "", "full passes"), ("write_us", "us", "writer's CPU a page"),
+             ("faults", "", "page faults of the writer"))
+
+    def n_pages(self, plan):
+        return plan.mib(self.mib_full) * 256
+
+    def sides(self, plan, known):
+        return [("plain", Plain), ("userksm", UserksmSide), ("ksm", KsmSide)]
+
+    def measure(self, side, plan):
+        n = self.n_pages(plan)
+        with side, subjects(side, 1, [area("unique", plan.mib(self.mib_full))]) as (writer,):
+            if side.offers:
+                side.start_merging()
+                wait_known(side, n * 0.99, self.limit_s)
+                side.set_period(plan.period_s, n)
+                wait_scans(side, 1, self.limit_s)
+            return self.window(side, plan, writer)
+
+    def window(self, side, plan, writer):
+        scans, meter = side.scans() if side.offers else 0, Meter(side, [writer])
+        wrote = writer.ask(f"write 0 {self.step} {round(plan.passes * plan.period_s * 1000)}")
+        found = meter.read()
+        found.update(scans=side.scans() - scans if side.offers else 0, pages=wrote["pages"], faults=wrote["minor_faults"],
+                     write_us=wrote["cpu_ns"] / wrote["pages"] / 1000)
+        return found
+
+    def slowdown(self, middle, side):
+        """Percent more CPU a page than without merging."""
+        more = figure_ratio(middle, "write_us", side, "plain")
+        return None if more is None else 100 * (more - 1)
+
+    def pass_cpu_ms(self, middle, side):
+        """Of the engine and its agents, and of the writer what it needed more for as many pages."""
+        m, plain = middle.get(side), middle.get("plain")
+        if not m or not plain or not m.get("scans"):
+            return None
+        extra = (m["write_us"] - plain["write_us"]) * m["pages"] / 1e6
+        return 1000 * (m["engine_cpu_s"] + m["agents_cpu_s"] + extra) / m["scans"]
+
+    def checks(self, middle):
+        return [Check("CPU a pass, of ksmd's", ratio(self.pass_cpu_ms(middle, "userksm"), self.pass_cpu_ms(middle, "ksm")), 1 / 8, "x"),
+                Check("writer slowdown", self.slowdown(middle, "userksm"), self.slowdown_percent, "%")]
+
+
+class Sparse(Workload):
+    name = "sparse"
+    title = "32 TiB of address space with one page"
+    target = "a pass under 1 ms"
+    period_s = 0.01
+    shows = (("pass_cpu_ms", "ms", "CPU a pass"), ("scans", "", "full passes"))
+
+    def sides(self, plan, known):
+        return [("userksm", lambda: UserksmSide(self.period_s)), ("ksm", KsmSide)]
+
+    def measure(self, side, plan):
+        with side, subjects(side, 1, ["sparse:8589934592"]) as running:
+            side.start_merging()
+            wait_scans(side, 2, self.limit_s)
+            scans, meter = side.scans(), Meter(side, running)
+            time.sleep(min(plan.passes, 10))
+            found, scans = meter.read(), side.scans() - scans
+        found["scans"] = scans
+        found["pass_cpu_ms"] = 1000 * (found["engine_cpu_s"] + found["agents_cpu_s"]) / max(scans, 1)
+        return found
+
+    def checks(self, middle):
+        return [Check("CPU a pass", figure(middle, "userksm", "pass_cpu_ms"), 1.0, "ms")]
