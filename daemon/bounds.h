@@ -22,6 +22,8 @@
 /* Applies in flight to one client: covers the round trip to an agent at 100 us a transition, and 16 packets fit any
  * socket buffer, so that the queue below stays empty for a client that reads. */
 #define CLIENT_APPLY_WINDOW 16
+/* Questions for NUMA nodes in flight to one client: as many as there are jobs, as a rule. */
+#define CLIENT_NODES_WINDOW 16
 /* Bytes queued for a client that does not read: a full window with all its segments, tenfold. Beyond it is evicted. */
 #define SESSION_QUEUE_BYTES (256u << 10)
 /* Ranges are VMAs of the process, and vm.max_map_count is 65530 by default. An administrator who raised that a hundredfold

@@ -8,6 +8,7 @@
 #include "common/fault.h"
 #include "common/log.h"
 #include "common/probes.h"
+#include "daemon/nodes.h"
 #include "daemon/session.h"
 
 /* The core repeats the protocol's values because it may not include it. */
@@ -240,6 +241,7 @@ struct client *client_free(struct client *c) {
         uint64_t now = now_usec();
         for (unsigned i = 0; i < c->n_applies; i++)
                 (void) core_apply_done(m->core, c->applies[i].op, now, nothing_done, -ESRCH);
+        nodes_give_up(c, -ESRCH);
         probe_ksm_exit(c->id, c->session->peer.pid);
         core_client_gone(m->core, c->id);
         (void) idmap_remove(&m->clients, c->id);
@@ -481,6 +483,10 @@ void client_frame(struct client *c, struct channel_message *message) {
         case MSG_APPLIED:
                 on_applied(c, f->body);
                 break;
+        case MSG_NODES:
+                if (nodes_told(c, f) < 0)
+                        violation(c, "NODES that were not asked for");
+                break;
         case MSG_PONG:
                 if (c->ping_usec == 0 || ((const struct msg_ping *) f->body)->cookie != c->ping_cookie)
                         violation(c, "PONG without a PING");
@@ -514,9 +520,13 @@ bool client_is_fresh(struct client *c, uint64_t now) {
 void client_tick(struct client *c, uint64_t now) {
         if (c->rest) /* it is us who owe something */
                 return;
+        if (c->n_nodes > 0 && now > c->nodes[0].sent_usec + CLIENT_PARK_USEC) /* whatever else it says: a job waits */
+                nodes_give_up(c, -ETIMEDOUT);
         uint64_t owed_since = c->ping_usec ? c->ping_usec : UINT64_MAX;
         for (unsigned i = 0; i < c->n_applies; i++)
                 owed_since = MIN(owed_since, c->applies[i].sent_usec);
+        if (c->n_nodes > 0) /* in the order of asking */
+                owed_since = MIN(owed_since, c->nodes[0].sent_usec);
         if (owed_since == UINT64_MAX) {
                 if (now > c->heard_usec + CLIENT_IDLE_PING_USEC)
                         ping(c, now);

@@ -13,6 +13,7 @@
 #include "proto/channel.h"
 
 struct session;
+struct nodes_question;
 
 struct client {
         struct manager *manager;
@@ -27,6 +28,14 @@ struct client {
                 uint64_t op, sent_usec;
         } applies[CLIENT_APPLY_WINDOW];
         unsigned n_applies, n_merges;
+
+        struct client_nodes {
+                uint64_t op, sent_usec;
+                uint32_t n_blocks;
+                struct nodes_question *question; /* NULL: nobody waits any more */
+        } nodes[CLIENT_NODES_WINDOW];
+        unsigned n_nodes;
+        uint64_t nodes_op; /* the last one */
 
         uint32_t *segments; /* ids that it knows, ascending */
         uint32_t n_segments, segments_capacity;

@@ -54,6 +54,10 @@ int link_request_merge(struct agent *a, uint32_t cookie, uint64_t start, uint64_
 bool link_send(struct agent *a, enum message_type type, const void *body, const void *elements, uint32_t count);
 uint64_t link_next_usec(const struct agent *a);
 
+/* nodes.c: NUMA nodes of our pages, for a daemon that may not ask the kernel about them */
+bool nodes_can_be_told(struct agent *a);
+bool nodes_answer(struct agent *a, const struct frame *f); /* false: the connection is closed */
+
 /* report.c: runs from before this connection */
 void report_begin(struct agent *a);
 void report_step(struct agent *a, uint64_t now);

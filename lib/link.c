@@ -69,7 +69,7 @@ void link_send_ranges(struct agent *a, enum message_type type, const struct inte
 }
 
 static void say_hello(struct agent *a) {
-        struct msg_hello hello = { .flags = a->flags | HELLO_REPORTS, .page_size = KSM_PAGE_SIZE };
+        struct msg_hello hello = { .flags = a->flags | HELLO_REPORTS | (nodes_can_be_told(a) ? HELLO_NODES : 0U), .page_size = KSM_PAGE_SIZE };
         char text[32] = "";
         long fd = sys_open("/proc/sys/vm/max_map_count", O_RDONLY | O_CLOEXEC);
         if (fd >= 0) {
@@ -165,6 +165,8 @@ static bool handle(struct agent *a, struct channel_message *m) {
                 return true;
         case MSG_APPLY:
                 return on_apply(a, f);
+        case MSG_NODES_REQUEST:
+                return nodes_answer(a, f);
         case MSG_PING:
                 return send_frame(a, MSG_PONG, f->body, NULL, 0, NULL, 0);
         case MSG_MERGE_DONE:

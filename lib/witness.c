@@ -177,8 +177,7 @@ uint64_t witness_next_usec(const struct agent *a) {
 
 /* -- asking ---------------------------------------------------------------------------------------------------------- */
 
-/* Filters of this thread; it had them when it was made, and gets no more: see agent_retire. */
-static bool filtered(struct agent *a) {
+bool witness_filtered(struct agent *a) {
         static const char key[] = "\nSeccomp:\t";
         struct witness *w = &a->witness;
         if (w->seccomp != SECCOMP_UNKNOWN)
@@ -205,7 +204,7 @@ int witness_call(struct agent *a, bool pressing) {
         }
         if (!pressing && now < w->next_usec)
                 return -EAGAIN;
-        if (filtered(a))
+        if (witness_filtered(a))
                 return -EPERM;
         if (!dismiss(w, pressing))
                 return -EAGAIN;

@@ -36,6 +36,8 @@ struct witness {
 int witness_call(struct agent *a, bool pressing);
 /* Of present private pages in the block at base: those that are shared with the witness. */
 uint64_t witness_shared(struct agent *a, uint64_t base, uint64_t mask);
+/* The agent's thread is under a system call filter that it was made with. It gets no more: see agent_retire. */
+bool witness_filtered(struct agent *a);
 void witness_dismiss(struct agent *a);
 /* Dismisses and reaps when it is time. */
 void witness_step(struct agent *a, uint64_t now);

@@ -90,6 +90,9 @@ static const struct field_rule rules[] = {
         ELEMENT_NUMBER(RUNS, run_element, page, 0, (ADDRESS_LIMIT >> KSM_PAGE_SHIFT) - 1),
         ELEMENT_NUMBER(RUNS, run_element, n_pages, 1, BLOCK_PAGES),
         ELEMENT_NUMBER(RUNS, run_element, slot, 0, SEGMENT_SLOTS_MAX - 1),
+        NUMBER(NODES_REQUEST, msg_nodes_request, op, 1, UINT64_MAX),
+        ELEMENT_NUMBER(NODES_REQUEST, nodes_wanted_element, page, 0, (ADDRESS_LIMIT >> KSM_PAGE_SHIFT) - BLOCK_PAGES),
+        NUMBER(NODES, msg_nodes, op, 1, UINT64_MAX),
         NUMBER(ADMIN_HELLO, msg_admin_hello, flags, 0, 0),
         RESERVED(ADMIN_HELLO, msg_admin_hello, reserved),
         NUMBER(ADMIN_WELCOME, msg_admin_welcome, daemon_pid, 0, INT_VALUE_MAX),
@@ -244,6 +247,26 @@ static enum codec_error check_runs(const struct frame *f) {
         return CODEC_OK;
 }
 
+/* Whole blocks, ascending. */
+static enum codec_error check_nodes_wanted(const struct frame *f) {
+        const struct nodes_wanted_element *block = f->elements;
+
+        for (uint32_t i = 0; i < f->count; i++)
+                if (block[i].page % BLOCK_PAGES != 0 || (i > 0 && block[i].page <= block[i - 1].page))
+                        return CODEC_VALUE;
+        return CODEC_OK;
+}
+
+static enum codec_error check_nodes(const struct frame *f) {
+        const struct nodes_element *block = f->elements;
+
+        for (uint32_t i = 0; i < f->count; i++)
+                for (unsigned k = 0; k < BLOCK_PAGES; k++)
+                        if (block[i].node[k] < -(int) MAX_ERRNO || block[i].node[k] > NODE_MAX)
+                                return CODEC_VALUE;
+        return CODEC_OK;
+}
+
 /* Ids ascend, so that a reader who continues after the last one comes to an end. */
 static enum codec_error check_clients(const struct frame *f) {
         const struct client_element *client = f->elements;
@@ -295,6 +318,10 @@ static enum codec_error check_relations(const struct frame *f) {
                 return check_extents(f);
         case MSG_RUNS:
                 return check_runs(f);
+        case MSG_NODES_REQUEST:
+                return check_nodes_wanted(f);
+        case MSG_NODES:
+                return check_nodes(f);
         case MSG_CLIENTS_REPLY:
                 return check_clients(f);
         case MSG_DOMAINS_REPLY:

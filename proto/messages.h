@@ -33,7 +33,8 @@ enum hello_flags {
         HELLO_SHIM = 1 << 0,      /* libc's mapping calls are interposed */
         HELLO_MERGE_ANY = 1 << 1, /* every eligible mapping is registered */
         HELLO_REPORTS = 1 << 2,   /* sends RUNS when WELCOME asks for it */
-        HELLO_FLAGS_ALL = HELLO_SHIM | HELLO_MERGE_ANY | HELLO_REPORTS,
+        HELLO_NODES = 1 << 3,     /* answers NODES_REQUEST */
+        HELLO_FLAGS_ALL = HELLO_SHIM | HELLO_MERGE_ANY | HELLO_REPORTS | HELLO_NODES,
 };
 
 /* agent -> daemon, with fds { /proc/self/pagemap, /proc/self/mem }, both opened read-only by the agent
@@ -180,6 +181,27 @@ struct msg_applied {
         uint32_t reserved;
         uint8_t status[64]; /* enum apply_status */
 };
+
+/* daemon -> agent, to who said HELLO_NODES: elements = blocks of pages whose NUMA nodes it wants to know, ascending. For a daemon
+ * that the kernel does not let ask of other processes. Answered by exactly one NODES with the same op and an element for each of
+ * these; in the order of asking. */
+struct msg_nodes_request {
+        uint64_t op; /* chosen by the daemon, not zero */
+};
+struct nodes_wanted_element {
+        uint64_t page;   /* address >> 12 of the block's first page: a multiple of 64 */
+        uint64_t wanted; /* bit i: page + i */
+};
+/* 4096 pages: less than a millisecond of the agent's time, and the answer fits a frame. */
+#define NODES_BLOCKS_MAX 64
+struct msg_nodes {
+        uint64_t op;
+};
+/* A node (0 to NODE_MAX), or a negative errno: -ENOENT for an absent page and for what was not asked. A hint, as all that agents say. */
+struct nodes_element {
+        int16_t node[64];
+};
+#define NODE_MAX 1023
 
 struct msg_ping {
         uint64_t cookie;
@@ -328,6 +350,8 @@ enum message_role { ROLE_AGENT = 1, ROLE_ADMIN = 2, ROLE_DAEMON = 4 }; /* who ma
         X(14, PING, ROLE_DAEMON, struct msg_ping, uint8_t, 0, 0)                                                      \
         X(15, PONG, ROLE_AGENT, struct msg_ping, uint8_t, 0, 0)                                                       \
         X(16, RUNS, ROLE_AGENT, struct msg_runs, struct run_element, RUNS_MAX, 0)                                     \
+        X(17, NODES_REQUEST, ROLE_DAEMON, struct msg_nodes_request, struct nodes_wanted_element, NODES_BLOCKS_MAX, 0)  \
+        X(18, NODES, ROLE_AGENT, struct msg_nodes, struct nodes_element, NODES_BLOCKS_MAX, 0)                         \
         X(32, ADMIN_HELLO, ROLE_ADMIN, struct msg_admin_hello, uint8_t, 0, 0)                                         \
         X(33, ADMIN_WELCOME, ROLE_DAEMON, struct msg_admin_welcome, uint8_t, 0, 0)                                    \
         X(34, STATS_REQUEST, ROLE_ADMIN, struct msg_stats_request, uint8_t, 0, 0)                                     \

@@ -8,8 +8,12 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "tests/lib/rig.h"
@@ -121,6 +125,62 @@ static void test_report(void **state) {
         disconnect();
 }
 
+/* Every page asked for has its node, or why not; for a private page and for a merged one, and nothing is brought in for it. */
+static void test_nodes(void **state) {
+        static struct channel_message m;
+        enum codec_error error;
+        uint8_t *merged = block_merged(), *plain = block_new();
+        unsigned first = merged < plain ? 0 : 1; /* of the two is the merged one */
+        memset(plain, 1, 8 * KSM_PAGE_SIZE);
+        struct nodes_wanted_element wanted[2];
+        wanted[first] = (struct nodes_wanted_element) { (uint64_t) merged >> KSM_PAGE_SHIFT, 0xffff };
+        wanted[1 - first] = (struct nodes_wanted_element) { (uint64_t) plain >> KSM_PAGE_SHIFT, 0xffff };
+        const struct msg_nodes_request request = { .op = 7 };
+        if (!nodes_can_be_told(&A)) {
+                print_message("SKIPPED: a kernel without NUMA, or a filter\n");
+                skip();
+        }
+        connect_both();
+        welcome(0);
+        while (channel_receive(daemon_fd, ROLE_AGENT, &m, &error) == 1)
+                channel_message_done(&m);
+        assert_int_equal(channel_send(daemon_fd, MSG_NODES_REQUEST, &request, wanted, 2, NULL, 0), 0);
+        link_readable(&A);
+        assert_int_equal(channel_receive(daemon_fd, ROLE_AGENT, &m, &error), 1);
+        assert_int_equal(m.frame.type, MSG_NODES);
+        assert_int_equal(((const struct msg_nodes *) m.frame.body)->op, 7);
+        assert_int_equal(m.frame.count, 2);
+        const struct nodes_element *nodes = m.frame.elements;
+        for (unsigned k = 0; k < PAGES; k++) {
+                assert_true(k < 16 ? nodes[first].node[k] >= 0 : nodes[first].node[k] == -ENOENT);
+                assert_true(k < 8 ? nodes[1 - first].node[k] >= 0 : nodes[1 - first].node[k] == -ENOENT);
+        }
+        assert_int_equal(file_pages(merged), ~0ULL);
+        disconnect();
+}
+
+/* A child whose filter kills for the question, as a service manager's may: it is not asked. */
+static void test_no_nodes_under_a_filter(void **state) {
+        struct sock_filter code[] = {
+                BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+                BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_move_pages, 0, 1),
+                BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+                BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        };
+        const struct sock_fprog program = { ARRAY_SIZE(code), code };
+        int status;
+        pid_t child = fork();
+        assert_true(child >= 0);
+        if (child == 0) {
+                A.witness.seccomp = SECCOMP_UNKNOWN;
+                if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
+                        _exit(99);
+                _exit(nodes_can_be_told(&A));
+        }
+        assert_int_equal(waitpid(child, &status, 0), child);
+        assert_int_equal(status, 0);
+}
+
 /* What lost its tracking (no memory for it) is tracked again for the next daemon. */
 static void test_tracked_again(void **state) {
         uint8_t *b = block_new();
@@ -152,6 +212,8 @@ static void test_segments_go_with_the_daemon(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_report),
+                cmocka_unit_test(test_nodes),
+                cmocka_unit_test(test_no_nodes_under_a_filter),
                 cmocka_unit_test(test_tracked_again),
                 cmocka_unit_test(test_segments_go_with_the_daemon),
         };

@@ -141,7 +141,7 @@ AGENT_FAULTS = [
     Fault("witness-without-budget", "6.3", "witnesses are made as often as the daemon asks", "lib/witness.c",
           "        if (!pressing && now < w->next_usec)\n                return -EAGAIN;\n", "", REMERGE),
     Fault("witness-despite-filter", "I7, 6.3", "a process with a system call filter forks witnesses", "lib/witness.c",
-          "        if (filtered(a))\n                return -EPERM;\n", "", ("frozen",) + CALLS + REMERGE),
+          "        if (witness_filtered(a))\n                return -EPERM;\n", "", ("frozen",) + CALLS + REMERGE),
     Fault("witness-lives-on", "I7, 6.3", "what was asked of a witness long ago is believed for ever", "lib/witness.c",
           "(pressing || now < w->until_usec))", "true)", REMERGE),
 
@@ -365,4 +365,8 @@ AGENT_FAULTS = [
           "        book_leave_removed(); /* a fork comes to settle first */\n", "", ("moved",)),
     Fault("fork-before-settling", "I7, 6.4", "a fork does not wait for the zeros of what was moved", "lib/moved.c",
           "        book_leave_removed();\n        transition_end(&t);", "        transition_end(&t);", ("moved",)),
+    Fault("nodes-despite-filter", "I7, 5.6", "a process with a system call filter asks for its nodes", "lib/nodes.c",
+          "        return !witness_filtered(a) && ", "        return ", ("link",)),
+    Fault("nodes-out-of-place", "5.6", "nodes are told of the wrong pages", "lib/nodes.c",
+          "                ret->node[at[k]] = ", "                ret->node[k + at[0]] = ", ("link",)),
 ]

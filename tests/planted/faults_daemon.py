@@ -201,6 +201,15 @@ DAEMON_FAULTS = [
         ("fds-inherited", "received descriptors survive an exec", "recvmsg(fd, &message, MSG_CMSG_CLOEXEC)", "recvmsg(fd, &message, 0)"),
     )] + [
 
+    # -- questions for NUMA nodes (daemon/nodes.c) ---------------------------------------------------------------------------------
+    ] + [Fault(name, "5.6", text, "daemon/nodes.c", old, new, ("shell",)) for name, text, old, new in (
+        ("nodes-for-another-op", "NODES with any op is taken", "c->nodes[0].op != ((const struct msg_nodes *) f->body)->op || ", ""),
+        ("nodes-of-any-count", "NODES with any number of blocks is taken", " || c->nodes[0].n_blocks != f->count)", ")"),
+        ("nodes-window", "questions are asked beyond the window", "        if (c->n_nodes == CLIENT_NODES_WINDOW)\n                return -EAGAIN;\n", ""),
+        ("nodes-told-twice", "a question that was given up is answered again", "                c->nodes[i].question = NULL;\n", ""),
+        ("nodes-half", "a question ends with its first frame", "q->next < q->n_pages ? send_next(c, q) : 0;", "0;\n        q->next = q->n_pages;"),
+    )] + [
+
     # -- the codec (proto/) --------------------------------------------------------------------------------------------------------
     ] + [Fault(name, "strict decoding", text, "proto/codec.c", old, new, ("codec", "fuzz_codec_corpus") + PROTOCOL) for name, text, old, new in (
         ("version-unchecked", "a frame of another version is decoded", "        if (header.version != PROTO_VERSION)\n                return CODEC_VERSION;\n", ""),

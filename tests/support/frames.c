@@ -129,6 +129,8 @@ static uint32_t tame(uint16_t type, void *body, void *elements, uint32_t count, 
         struct range_element *range = elements;
         struct run_element *run = elements;
         struct tunable_element *tunable = elements;
+        struct nodes_wanted_element *wanted = elements;
+        struct nodes_element *nodes = elements;
 
         switch ((enum message_type) type) {
         case MSG_HELLO:
@@ -221,6 +223,18 @@ static uint32_t tame(uint16_t type, void *body, void *elements, uint32_t count, 
                         run[i].n_pages = 1 + (uint32_t) random_below(state, BLOCK_PAGES - at);
                         run[i].slot = (uint32_t) random_below(state, SEGMENT_SLOTS_MAX - run[i].n_pages);
                 }
+                break;
+        case MSG_NODES_REQUEST:
+                *(uint64_t *) body |= 1;
+                for (uint32_t i = 0; i < count; i++)
+                        wanted[i].page = ((i ? wanted[i - 1].page >> BLOCK_SHIFT : 0) + 1 + random_below(state, UINT64_C(1) << 30))
+                                         << BLOCK_SHIFT;
+                break;
+        case MSG_NODES:
+                *(uint64_t *) body |= 1;
+                for (uint32_t i = 0; i < count; i++)
+                        for (unsigned k = 0; k < BLOCK_PAGES; k++)
+                                nodes[i].node[k] = (int16_t) ((int) random_below(state, NODE_MAX + 4096) - 4095);
                 break;
         case MSG_DOMAINS_REPLY:
                 random_domains(body, elements, count, state);

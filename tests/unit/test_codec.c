@@ -226,6 +226,10 @@ static const struct bad_field bad_fields[] = {
         ELEMENT(RUNS, run_element, n_pages, 0, CODEC_VALUE),
         ELEMENT(RUNS, run_element, n_pages, BLOCK_PAGES + 1, CODEC_VALUE),
         ELEMENT(RUNS, run_element, slot, SEGMENT_SLOTS_MAX, CODEC_VALUE),
+        BODY(NODES_REQUEST, msg_nodes_request, op, 0, CODEC_VALUE),
+        ELEMENT(NODES_REQUEST, nodes_wanted_element, page, 63, CODEC_VALUE),
+        ELEMENT(NODES_REQUEST, nodes_wanted_element, page, ADDRESS_LIMIT >> KSM_PAGE_SHIFT, CODEC_VALUE),
+        BODY(NODES, msg_nodes, op, 0, CODEC_VALUE),
         BODY(ADMIN_WELCOME, msg_admin_welcome, daemon_pid, UINT32_MAX, CODEC_VALUE),
         BODY(ADMIN_WELCOME, msg_admin_welcome, privileged, 2, CODEC_VALUE),
         BODY(STATS_REQUEST, msg_stats_request, reserved, 1, CODEC_RESERVED),
@@ -359,6 +363,24 @@ static void test_runs(void **state) {
         assert_int_equal(decode(frame_encode(packet, sizeof(packet), MSG_RUNS, &runs, &e, 1), &f), CODEC_VALUE);
 }
 
+static void test_nodes(void **state) {
+        struct nodes_wanted_element wanted[2] = { { .page = 64, .wanted = 1 }, { .page = 192, .wanted = ~0ULL } };
+        struct nodes_element nodes = { { NODE_MAX, -1, -4095 } };
+        uint64_t op = 1;
+        struct frame f;
+
+        assert_int_equal(decode(frame_encode(packet, sizeof(packet), MSG_NODES_REQUEST, &op, wanted, 2), &f), CODEC_OK);
+        wanted[1].page = 193; /* within a block */
+        assert_int_equal(decode(frame_encode(packet, sizeof(packet), MSG_NODES_REQUEST, &op, wanted, 2), &f), CODEC_VALUE);
+        wanted[1].page = 64; /* twice */
+        assert_int_equal(decode(frame_encode(packet, sizeof(packet), MSG_NODES_REQUEST, &op, wanted, 2), &f), CODEC_VALUE);
+        assert_int_equal(decode(frame_encode(packet, sizeof(packet), MSG_NODES, &op, &nodes, 1), &f), CODEC_OK);
+        nodes.node[63] = NODE_MAX + 1;
+        assert_int_equal(decode(frame_encode(packet, sizeof(packet), MSG_NODES, &op, &nodes, 1), &f), CODEC_VALUE);
+        nodes.node[63] = -4096;
+        assert_int_equal(decode(frame_encode(packet, sizeof(packet), MSG_NODES, &op, &nodes, 1), &f), CODEC_VALUE);
+}
+
 static void test_client_order(void **state) {
         struct client_element c[3] = { { .client = 1 }, { .client = 5 }, { .client = 5 } };
         struct msg_clients_reply reply = { 0 };
@@ -422,6 +444,7 @@ int main(void) {
                 cmocka_unit_test(test_text),
                 cmocka_unit_test(test_extents),
                 cmocka_unit_test(test_runs),
+                cmocka_unit_test(test_nodes),
                 cmocka_unit_test(test_client_order),
                 cmocka_unit_test(test_random_bytes),
                 cmocka_unit_test(test_mutated_frames),

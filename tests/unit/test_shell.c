@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -22,6 +23,7 @@
 #include "daemon/bounds.h"
 #include "daemon/client.h"
 #include "daemon/manager.h"
+#include "daemon/nodes.h"
 #include "daemon/scanner.h"
 #include "daemon/session.h"
 #include "daemon/sys/digest.h"
@@ -331,6 +333,142 @@ static void test_runs_of_other_domains(void **state) {
         store_domain_unref(other);
 }
 
+/* -- what agents are asked about nodes --------------------------------------------------------------------------------------- */
+
+/* Every third page of 70 blocks: more blocks than a frame has. */
+#define ASKED_BLOCKS 70U
+#define ASKED_PAGES (ASKED_BLOCKS * 64 / 3)
+
+static struct asked {
+        struct nodes_question question;
+        uint64_t pages[ASKED_PAGES];
+        int16_t nodes[ASKED_PAGES];
+        unsigned n_done;
+        int error;
+} asked[CLIENT_NODES_WINDOW + 1];
+static int agent_fd;
+
+static void on_nodes(struct nodes_question *q, int error) {
+        struct asked *a = (struct asked *) q;
+        a->n_done++;
+        a->error = error;
+}
+
+static int ask(struct asked *a) {
+        *a = (struct asked){ .question = { .pages = a->pages, .n_pages = ASKED_PAGES, .ret_nodes = a->nodes, .done = on_nodes } };
+        for (unsigned i = 0; i < ASKED_PAGES; i++)
+                a->pages[i] = 64 * 100 + 3 * i;
+        return nodes_ask(&client, &a->question);
+}
+
+static int16_t node_of_page(uint64_t page) {
+        return page % 5 == 4 ? -ENOENT : (int16_t) (page % 5);
+}
+
+/* The agent's part, from the next NODES_REQUEST. Its op, for an answer with another one. */
+static uint64_t answer_nodes(uint64_t op_plus, uint32_t count_plus, int expected) {
+        static struct channel_message m;
+        static struct nodes_element answer[NODES_BLOCKS_MAX + 1];
+        enum codec_error error;
+        assert_int_equal(channel_receive(agent_fd, ROLE_DAEMON, &m, &error), 1);
+        assert_int_equal(m.frame.type, MSG_NODES_REQUEST);
+        uint64_t op = ((const struct msg_nodes_request *) m.frame.body)->op;
+        const struct nodes_wanted_element *wanted = m.frame.elements;
+        for (uint32_t i = 0; i < m.frame.count; i++)
+                for (unsigned k = 0; k < 64; k++)
+                        answer[i].node[k] = wanted[i].wanted >> k & 1 ? node_of_page(wanted[i].page + k) : -ENOENT;
+        const struct msg_nodes body = { .op = op + op_plus };
+        const struct frame f = { .type = MSG_NODES, .body = &body, .elements = answer, .count = m.frame.count + count_plus };
+        assert_int_equal(nodes_told(&client, &f), expected);
+        return op;
+}
+
+static void connect_agent(void) {
+        int pair[2];
+        assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
+        session.fd = pair[0];
+        agent_fd = pair[1];
+        client.flags = HELLO_NODES;
+}
+
+static void disconnect_agent(void) {
+        close_fd(agent_fd);
+        session.fd = close_fd(session.fd);
+        client.flags = 0;
+        client.n_nodes = 0;
+}
+
+static void test_nodes_are_asked(void **state) {
+        connect_agent();
+        assert_int_equal(ask(&asked[0]), 0);
+        assert_int_equal(ask(&asked[1]), 0);
+        for (unsigned frame = 0; frame < 4; frame++) { /* two each, in turn */
+                assert_int_equal(asked[0].n_done, frame > 2);
+                assert_int_equal(asked[1].n_done, 0);
+                (void) answer_nodes(0, 0, 0);
+        }
+        for (unsigned i = 0; i < 2; i++) {
+                assert_int_equal(asked[i].n_done, 1);
+                assert_int_equal(asked[i].error, 0);
+                for (unsigned k = 0; k < ASKED_PAGES; k++)
+                        assert_int_equal(asked[i].nodes[k], node_of_page(asked[i].pages[k]));
+        }
+        assert_int_equal(client.n_nodes, 0);
+        client.flags = HELLO_REPORTS; /* an older agent */
+        assert_int_equal(ask(&asked[0]), -EOPNOTSUPP);
+        disconnect_agent();
+}
+
+static void test_nodes_that_were_not_asked_for(void **state) {
+        connect_agent();
+        const struct msg_nodes body = { .op = client.nodes_op };
+        assert_int_equal(nodes_told(&client, &(struct frame){ .type = MSG_NODES, .body = &body }), -EPROTO);
+        assert_int_equal(ask(&asked[0]), 0);
+        (void) answer_nodes(1, 0, -EPROTO);
+        nodes_give_up(&client, -ESRCH);
+        client.n_nodes = 0;
+        assert_int_equal(ask(&asked[0]), 0);
+        (void) answer_nodes(0, 1, -EPROTO);
+        nodes_give_up(&client, -ESRCH);
+        assert_int_equal(asked[0].n_done, 1);
+        disconnect_agent();
+}
+
+/* A question ends in time, whatever else its agent says; the answer may still come. So many at once, and no more. */
+static void test_nodes_are_given_up(void **state) {
+        connect_agent();
+        for (unsigned i = 0; i < CLIENT_NODES_WINDOW; i++)
+                assert_int_equal(ask(&asked[i]), 0);
+        assert_int_equal(ask(&asked[CLIENT_NODES_WINDOW]), -EAGAIN);
+        assert_int_equal(asked[CLIENT_NODES_WINDOW].n_done, 0);
+        (void) answer_nodes(0, 0, 0); /* the first one's first half */
+        uint64_t now = client.nodes[0].sent_usec + CLIENT_PARK_USEC;
+        client.heard_usec = now;
+        client_tick(&client, now);
+        assert_int_equal(asked[1].n_done, 0);
+        client_tick(&client, now + 1);
+        for (unsigned i = 0; i < CLIENT_NODES_WINDOW; i++) {
+                assert_int_equal(asked[i].n_done, 1);
+                assert_int_equal(asked[i].error, -ETIMEDOUT);
+                for (unsigned k = 0; k < ASKED_PAGES; k++) {
+                        uint64_t page = asked[i].pages[k];
+                        assert_int_equal(asked[i].nodes[k], i == 0 && page < 64 * 164 ? node_of_page(page) : -ETIMEDOUT);
+                }
+        }
+        assert_int_equal(ask(&asked[CLIENT_NODES_WINDOW]), -EAGAIN); /* they are still owed */
+        for (unsigned i = 0; i < CLIENT_NODES_WINDOW; i++)
+                (void) answer_nodes(0, 0, 0);
+        assert_int_equal(ask(&asked[0]), 0);
+        session.closing = true;
+        assert_int_equal(ask(&asked[1]), -ENOTCONN);
+        assert_int_equal(asked[1].n_done, 0);
+        nodes_give_up(&client, -ESRCH);
+        assert_int_equal(asked[0].error, -ESRCH);
+        assert_int_equal(asked[1].n_done, 0);
+        session.closing = false;
+        disconnect_agent();
+}
+
 /* -- what one user may take of the loop and of the log ---------------------------------------------------------------------- */
 
 static void test_share_of_a_turn(void **state) {
@@ -385,6 +523,9 @@ int main(void) {
                 cmocka_unit_test_setup_teardown(test_slow_jobs_keep_no_place, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_dying_is_not_walked, setup, teardown),
                 cmocka_unit_test_setup_teardown(test_runs_of_other_domains, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_nodes_are_asked, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_nodes_that_were_not_asked_for, setup, teardown),
+                cmocka_unit_test_setup_teardown(test_nodes_are_given_up, setup, teardown),
                 cmocka_unit_test(test_share_of_a_turn),
                 cmocka_unit_test(test_log_lines_have_a_bound),
         };
