@@ -69,7 +69,18 @@ void events_note_empty(struct agent *a, uint64_t start, uint64_t end) {
                 a->discards[a->discards_head++ % DISCARDS_MAX] = block;
 }
 
-static void note_discard(struct agent *a, uint64_t start, uint64_t end) {
+/* Whichever context says so: the event may be from before the block went into the guard, and the zap still to come. What is mapped
+ * there meanwhile would be taken for what comes after the discard. */
+static void note_in_transition(struct transition *t, uint64_t start, uint64_t end) {
+        for (unsigned i = 0; t && i < BLOCK_PAGES; i++) {
+                uint64_t page = page_address(t->base, i);
+                if (page >= start && page < end)
+                        t->removed |= 1ULL << i;
+        }
+}
+
+static void on_remove(void *userdata, uint64_t start, uint64_t end) {
+        struct agent *a = userdata;
         fault_point(FAULT_event_read);
         /* The caller of a wrapped madvise, or of a free that trims, was inside the mapping lock while it waited for our read.
          * Nobody inside and nobody gone since: the program discards without libc, and other calls of that kind could
@@ -80,11 +91,8 @@ static void note_discard(struct agent *a, uint64_t start, uint64_t end) {
         moved_mark_removed(a, start, end);
         events_note_empty(a, start, end);
         fork_log_note(agent_control(), start, end);
+        note_in_transition(a->current, start, end);
         fault_point(FAULT_event_discard);
-}
-
-static void on_shared_remove(void *userdata, uint64_t start, uint64_t end) {
-        note_discard(userdata, start, end);
 }
 
 static void on_shared_remap(void *userdata, uint64_t from, uint64_t to, uint64_t length) {
@@ -101,18 +109,6 @@ static void on_guard_fault(void *userdata, uint64_t address, uint64_t flags) {
                 context_wake(&a->guard, address, address + KSM_PAGE_SIZE);
 }
 
-static void on_guard_remove(void *userdata, uint64_t start, uint64_t end) {
-        struct agent *a = userdata;
-        note_discard(a, start, end);
-        if (!a->current)
-                return;
-        for (unsigned i = 0; i < BLOCK_PAGES; i++) {
-                uint64_t page = page_address(a->current->base, i);
-                if (page >= start && page < end)
-                        a->current->removed |= 1ULL << i;
-        }
-}
-
 static void on_spare_fault(void *userdata, uint64_t address, uint64_t flags) {
         struct agent *a = userdata;
         (void) flags;
@@ -125,8 +121,8 @@ void agent_drain(void *agent) {
         struct agent *a = agent;
         if (!a->contexts_open)
                 return;
-        const struct context_events guard = { on_guard_fault, on_guard_remove, NULL, a };
-        const struct context_events shared = { on_shared_fault, on_shared_remove, on_shared_remap, a };
+        const struct context_events guard = { on_guard_fault, on_remove, NULL, a };
+        const struct context_events shared = { on_shared_fault, on_remove, on_shared_remap, a };
         const struct context_events spare = { on_spare_fault, NULL, NULL, a };
         struct agent_control *c = agent_control();
         bool outermost = !(atomic_load(&c->readings) & 1); /* handlers drain, too */

@@ -167,7 +167,7 @@ static enum apply_status place_run(struct advice *d, unsigned at, unsigned n) {
          * does. */
         place_share(a, start, end);
         fault_point(FAULT_hole_shared);
-        place_populate(a, start, end);
+        place_populate(d->t, run_bits(at, n));
         return APPLY_OK;
 }
 
@@ -177,7 +177,8 @@ static uint64_t place(struct advice *d, uint64_t equal) {
                 transition_set(d->t, equal, APPLY_OK);
                 return equal;
         }
-        for (unsigned i = 0, n; next_slots(d, equal, &i, &n); i += n) {
+        /* Populating one run may have read the discard of a page of the next. */
+        for (unsigned i = 0, n; next_slots(d, equal & ~d->t->removed, &i, &n); i += n) {
                 enum apply_status s = place_run(d, i, n);
                 transition_set(d->t, run_bits(i, n), s);
                 if (s == APPLY_OK)

@@ -87,23 +87,42 @@ void place_track(struct agent *a, uint64_t start, uint64_t end) {
                 a->retrack = true;
 }
 
-void place_populate(struct agent *a, uint64_t start, uint64_t end) {
-        unsigned tries = 0;
-        uint64_t most = end - start;
-        while (start < end) {
-                uint64_t done;
-                int r = context_continue(&a->shared, start, MIN(start + most, end), &done);
+/* What must read as zeros, as far as it has been heard of. */
+static uint64_t removed_pages(const struct transition *t) {
+        const struct book_block *b = book_find(t->base >> (BLOCK_SHIFT + KSM_PAGE_SHIFT));
+        return b ? b->removed : 0;
+}
+
+/* Why this brings back nothing that was discarded. What comes now comes around libc, for the mapping lock is held:
+ *
+ *   discard  its zap comes after its event was read, and nobody but this thread reads events. What CONTINUE has mapped by then, the
+ *            zap takes away. From then on the book says "removed", before any other CONTINUE: so the book is asked before each one,
+ *            and a page that it names is left absent. An access to it is a fault in `shared`, which gives zeros (events.c).
+ *            The event may be one of the guard, from before the run was placed: the same holds.
+ *   remap    what was moved away is no longer there (ENOENT), or was left behind by MREMAP_DONTUNMAP: then it must read as zeros, and
+ *            moved_note says so to the book before the next CONTINUE.
+ *   unmap    not announced; ENOENT. What is mapped there anew is in no context of ours: ENOENT, too.
+ *   fork     has no event. An absent entry reads as the segment in the child, as a present one does; what a discard and a raw fork at
+ *            the same time do is in limits.md.
+ *
+ * What is not heard is a discard before the run was in `shared`: limits.md, too. */
+void place_populate(struct transition *t, uint64_t pages) {
+        struct agent *a = t->a;
+        unsigned tries = 0, most = BLOCK_PAGES;
+        for (unsigned i = 0, n; next_run(pages & ~removed_pages(t), &i, &n);) {
+                uint64_t start = page_address(t->base, i), done;
+                int r = context_continue(&a->shared, start, page_address(t->base, i + MIN(n, most)), &done);
                 if (done > start)
                         tries = 0;
-                start = done;
+                i += (unsigned) ((done - start) >> KSM_PAGE_SHIFT);
                 if (r == 0)
                         continue;
-                if (r == -ENOENT && most > KSM_PAGE_SIZE) { /* several mappings: a part of the run is DONTFORK */
-                        most = KSM_PAGE_SIZE;
+                if (r == -ENOENT && most > 1) { /* several mappings: a part of the run is DONTFORK */
+                        most = 1;
                         continue;
                 }
                 if (r == -EEXIST) { /* written between mmap and here: already a private copy */
-                        start += KSM_PAGE_SIZE;
+                        i++;
                         continue;
                 }
                 agent_drain(a);

@@ -109,8 +109,8 @@ static void close_up(struct advice *d, uint64_t frozen, uint64_t placed) {
                 (d->kind == APPLY_ZERO ? place_track : place_share)(t->a, page_address(t->base, i),
                                                                     page_address(t->base, i + n));
         fault_point(FAULT_freeze_tracked);
-        for (unsigned i = 0, n; d->kind == APPLY_MERGE && next_run(placed, &i, &n); i += n)
-                place_populate(t->a, page_address(t->base, i), page_address(t->base, i + n));
+        if (d->kind == APPLY_MERGE)
+                place_populate(t, placed);
 }
 
 void remerge_replace(struct advice *d, const struct vma *v) {

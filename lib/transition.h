@@ -12,7 +12,7 @@ struct transition {
         struct agent *a;
         uint64_t base;        /* address of the block */
         uint8_t *status;      /* [64], enum apply_status */
-        uint64_t removed;     /* pages that the program discarded while the block was guarded */
+        uint64_t removed;     /* pages of whose discard was heard since the lock was taken; the zap may still be to come */
         uint64_t armed_usec;  /* when the guard went up */
         uint32_t n_waited;    /* accesses seen waiting */
         uint32_t longest_usec;
@@ -81,12 +81,13 @@ void place_put_advice_back(struct agent *a, uint64_t start, uint64_t end);
 /* Whatever lies there goes into `shared`. */
 void place_share(struct agent *a, uint64_t start, uint64_t end);
 void place_track(struct agent *a, uint64_t start, uint64_t end);
-/* Maps the segment's pages where a run in `shared` has none. */
-void place_populate(struct agent *a, uint64_t start, uint64_t end);
+/* Maps the segment's pages where runs in `shared` have none; what has been discarded stays absent. */
+void place_populate(struct transition *t, uint64_t pages);
 
 /* freeze.c: the frame around every change of a merged run */
 
-/* Gives every page an entry: zeros where the program has discarded, else the segment's. 0 or -errno, nothing changed. */
+/* Gives every page an entry: zeros where the program has discarded, else the segment's. 0 or -errno, nothing changed; -EAGAIN also
+ * when a discard came meanwhile. */
 int freeze_fill(struct transition *t, uint64_t pages);
 /* Stops writers of the pages. Those that it could not stop have their status and are as before. Returns the others. */
 uint64_t freeze_arm(struct transition *t, uint64_t pages);

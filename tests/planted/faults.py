@@ -113,7 +113,7 @@ FAULTS = [
           "        if (!map_lock_any_inside() && map_lock_exits() == a->exits_before_read)\n                a->raw = true;\n", "",
           ("shim-raw",)),
     Fault("guard-discard-lost", "I7, 6.1", "a discard of a page in transition is not remembered", "lib/events.c",
-          "                        a->current->removed |= 1ULL << i;", "                        ;", LIB + ("shim-raw",) + SHIM),
+          "                        t->removed |= 1ULL << i;", "                        ;", LIB + ("shim-raw",) + SHIM),
 
     # -- fork (lib/fork.c) ----------------------------------------------------------------------------------------------------
     Fault("fork-unlocked", "I7, 6.4", "a fork may copy a hole", "lib/fork.c",
