@@ -78,7 +78,8 @@
         X(cpu_allowed_permille, COUNT, "CPU time that scanning may take now, thousandths of one core")               \
         X(memory_pressure_permille, COUNT, "time of the last 10 s that processes waited for memory, in thousandths; -1: not known") \
         X(memory_available_permille, COUNT, "memory of the machine that is available, in thousandths; -1: not known") \
-        X(settled_scans, COUNT, "full scans that programs written for kernel KSM count: what was registered before the last but one is merged")
+        X(settled_scans, COUNT, "full scans that programs written for kernel KSM count: what was registered before the last but one is merged") \
+        X(slots_misplaced, PAGES, "shared pages that the kernel has migrated to another NUMA node, not filed there yet (merge_across_nodes 0)")
 
 enum counter_unit { UNIT_COUNT, UNIT_PAGES, UNIT_BYTES, UNIT_USEC };
 

@@ -11,21 +11,24 @@
  * next look asks the kernel: what is not there, or not of a file, is forgotten (sweep_block, page_seen). Only pages of which the
  * books know nothing are taken: what a scan or a transition has said is newer.
  *
+ * Nobody knows whether an adopted slot is on the node that its segment is bound to. It counts as misplaced, and takes no new sharers, until
+ * a look at one that it has finds it there.
+ *
  * The cap (I5) does not bind here: the sharers are there, refusing to count them would not unmap them. Such a slot is full. */
 #include "daemon/core/internal.h"
 
 #include <errno.h>
 
-int core_segment_adopt(struct core *c, uint32_t domain, uint32_t n_slots, uint32_t *ret_segment) {
+int core_segment_adopt(struct core *c, uint32_t domain, uint32_t n_slots, int32_t node, uint32_t *ret_segment) {
         struct domain *d = domain_get(c, domain);
         struct segment *s;
         int r;
 
         if (!d)
                 return -ENOENT;
-        if (n_slots == 0 || n_slots % SEGMENT_UNIT != 0)
+        if (n_slots == 0 || n_slots % SEGMENT_UNIT != 0 || node > CORE_NODE_MAX)
                 return -EINVAL;
-        r = segment_new(c, d, n_slots, &s);
+        r = segment_new(c, d, n_slots, node < 0 ? 0 : (unsigned) node + 1, &s);
         if (r < 0) {
                 domain_free_if_unused(c, id_index(domain));
                 return r;
@@ -60,6 +63,7 @@ int core_slot_adopt(struct core *c, uint32_t domain, uint32_t segment, uint32_t 
 
         if (!s || !(s->events & SEGMENT_HELD) || slot >= s->n_slots || s->slots[slot].state != SLOT_DEAD)
                 return -EINVAL;
+        hash = content_hash(hash, s->nid);
         match_find(c, d, hash, &m);
         if (m.slot == NIL) {
                 r = index_insert(&d->index, hash, SLOT_ID | (s->base + slot));
@@ -67,6 +71,7 @@ int core_slot_adopt(struct core *c, uint32_t domain, uint32_t segment, uint32_t 
                         return r;
         }
         slot_revive(c, d, s->base + slot, hash);
+        slot_placed(c, d, s->base + slot, s->nid != 0);
         if (m.slot != NIL)
                 slot_join(c, d, s->base + slot, m.slot);
         return 0;
@@ -147,6 +152,7 @@ uint32_t core_run_adopt(struct core *c, uint32_t client, uint64_t page, uint32_t
         if (n > 0) {
                 cl->claim_look = cl->look;
                 cl->wants_look = true;
+                node_look_failed(c, cl);
         }
         c->counters.pages_adopted += n;
         return n;

@@ -56,6 +56,8 @@ static void page_merged(struct answer *a, unsigned i) {
         } else if (extent_add(c, a->block, i, (uint32_t) record_payload(r), record_fails(r)) < 0) {
                 page_set(c, a->block, i, record(PAGE_FOREIGN, 0, 0)); /* no memory: it is merged, but nobody counts it */
                 extent_leave(c, a->block, i);
+        } else if (slot_at(client_domain(c, a->cl), (uint32_t) record_payload(r))->is_misplaced) {
+                node_look_failed(c, a->cl); /* it came too late for the look that found that out */
         }
         c->counters.merges++;
         a->n_done++;

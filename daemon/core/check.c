@@ -15,7 +15,7 @@ static const char no_memory[] = "no memory";
 struct totals {
         uint64_t states[PAGE_STATES];
         uint64_t blocks, extents, vmas, registered;
-        uint64_t segments, written, dead, sharers, shared, chains, dups, for_runs;
+        uint64_t segments, written, dead, sharers, shared, chains, dups, for_runs, misplaced;
 };
 
 /* A page record and what it refers to. */
@@ -163,6 +163,7 @@ static const char *check_ring(struct domain *d, uint32_t slot, struct totals *t)
         do {
                 REQUIRE(slot_at(d, at)->state == SLOT_LIVE, "a dup of a chain is not live");
                 REQUIRE(slot_key(d, at) == slot_key(d, slot), "I5: dups of a chain have different keys");
+                REQUIRE(segment_of(d, at)->nid == segment_of(d, slot)->nid, "dups of a chain are bound to different nodes");
                 REQUIRE(*slot_prev(d, slot_at(d, at)->next) == at, "a ring is not the same in both directions");
                 is_indexed |= index_replace(&d->index, slot_key(d, at), SLOT_ID | at, SLOT_ID | at);
                 at = slot_at(d, at)->next;
@@ -211,6 +212,7 @@ static const char *check_segment(struct core *c, struct domain *d, struct segmen
                 n_sharers += slot->sharers;
                 n_lonely += slot->sharers == 1;
                 t->shared += slot->sharers > 0;
+                t->misplaced += slot->is_misplaced;
                 if (slot->sharers != n[i].sharers || slot->pending != n[i].pending + is_held)
                         error = "sharers of a slot are miscounted";
                 else if (slot->state == SLOT_LIVE && slot->sharers + slot->pending == 0)
@@ -334,6 +336,7 @@ const char *core_check(struct core *c) {
                 REQUIRE(t.states[s] == c->states[s], "page states are miscounted");
         REQUIRE(t.chains == c->chains && t.dups == c->dups, "dups are miscounted");
         REQUIRE(t.for_runs == c->dups_for_runs, "dups kept for runs are miscounted");
+        REQUIRE(t.misplaced == c->slots_misplaced, "misplaced slots are miscounted");
         REQUIRE(t.segments == c->segments, "segments are miscounted");
         REQUIRE(t.written == c->segment_slots_written && t.dead == c->slots_dead, "dead slots are miscounted");
         REQUIRE(t.sharers == c->slots_sharers && t.shared == c->slots_shared, "shared pages are miscounted");

@@ -12,7 +12,10 @@
  * one page maps count as well: they save nothing, and their pages end as private memory. Else, as long as more than a tenth of
  * the domain is dead, at a pace that keeps its cost below 1 % of a CPU: so at rest a tenth is left at most. The open segment is given
  * up for it, if it must be: a domain whose bound is below a segment would never have another. One after the other in a domain;
- * the next may begin when all pages of the one before are on their way. */
+ * the next may begin when all pages of the one before are on their way.
+ *
+ * A segment of the other setting of merge_across_nodes (node.c) goes the same way, at the same pace and before the others; where nodes
+ * begin to matter its sharers are restored first. */
 #include "daemon/core/internal.h"
 
 /* Pages to move for one that comes free: a move costs 2 to 4 us, once. */
@@ -51,6 +54,7 @@ bool clean_leaves_room(struct core *c, struct domain *d, uint64_t n_slots) {
 
 struct sparse {
         struct segment *best;
+        struct segment *misbound; /* the first that nodes are a reason for */
         uint64_t n_live, n_dead;
 };
 
@@ -60,13 +64,17 @@ static uint64_t gain(const struct segment *s) {
 }
 
 /* Where memory is limited, not a segment that the reserve could not hold once more: what could not move would end as private memory. */
+static bool may_go(const struct core *c, const struct segment *s) {
+        return s->n_writing == 0 && s->n_live > 0 && !(s->events & (SEGMENT_CLEANING | SEGMENT_DROP_DUE | SEGMENT_HELD)) &&
+               memory_has_reserve(&c->memory, s->n_live * KSM_PAGE_SIZE);
+}
+
 static bool is_candidate(const struct core *c, const struct domain *d, const struct segment *s) {
-        if (s->n_writing > 0 || s->n_live == 0 || s->events & (SEGMENT_CLEANING | SEGMENT_DROP_DUE | SEGMENT_HELD) ||
-            !memory_has_reserve(&c->memory, s->n_live * KSM_PAGE_SIZE))
+        if (!may_go(c, s))
                 return false;
         if (d->is_full && gain(s) * CLEAN_FULL_DIVISOR >= s->n_dead + s->n_live)
                 return true;
-        return s->n_dead * CLEAN_REST_DIVISOR > s->n_dead + s->n_live && (s != d->open || s->n_dead >= CLEAN_OPEN_SLOTS);
+        return s->n_dead * CLEAN_REST_DIVISOR > s->n_dead + s->n_live && (!segment_is_open(d, s) || s->n_dead >= CLEAN_OPEN_SLOTS);
 }
 
 /* a gives more for each page to move. */
@@ -79,8 +87,7 @@ static void clean_begin(struct domain *d, struct segment *s) {
                 s->events |= SEGMENT_CLEANING;
                 d->leaving_slots += s->n_live + s->n_dead;
         }
-        if (d->open == s) /* what is not given of it costs no memory */
-                d->open = NULL;
+        segment_close(d, s); /* what is not given of it costs no memory */
         d->is_full = false;
         d->cleaning = s;
         d->clean_group = d->clean_rounds = 0;
@@ -111,12 +118,16 @@ static void clean_choose(struct core *c, struct domain *d, uint64_t now_usec) {
                         clean_begin(d, s); /* merges that had been asked for long ago came in after its turn */
                         return;
                 }
+                if (!x.misbound && segment_is_misbound(c, s) && may_go(c, s))
+                        x.misbound = s;
                 x.n_live += s->n_live;
                 x.n_dead += s->n_dead;
                 if (is_candidate(c, d, s) && is_cheaper(s, x.best))
                         x.best = s;
         }
-        if (!x.best || !is_time(d, &x, now_usec))
+        if (x.misbound && now_usec >= d->clean_usec)
+                x.best = x.misbound;
+        else if (!x.best || !is_time(d, &x, now_usec))
                 return;
         d->clean_usec = now_usec + (uint64_t) x.best->n_sharers * 1000000 / CLEAN_PACE_PAGES;
         clean_begin(d, x.best);
@@ -129,6 +140,11 @@ static void extent_unshare(struct core *c, uint32_t id) {
 
         if (block_client(c, b)->is_gone)
                 return;
+        if (restore_is_due(c, b, e)) {
+                b->flags |= BLOCK_RESTORE;
+                block_queue_apply(c, block);
+                return;
+        }
         for (uint64_t m = e->mapped; m; m &= m - 1) {
                 unsigned i = (unsigned) __builtin_ctzll(m);
 

@@ -86,7 +86,7 @@ void core_client_gone(struct core *c, uint32_t client) {
         turn_remove(c, cl);
         for (int k = 0; k < TIMER_KINDS; k++)
                 timer_clear(c, cl, k);
-        strip_abandon(c, cl);
+        strips_abandon(c, cl);
         range_free_all(c, cl);
         c->n_live_clients--;
         job_add(c, cl);

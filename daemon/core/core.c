@@ -47,6 +47,7 @@ static void domain_free_all(struct core *c) {
                                 segment_free(c, d->units[u]);
                 index_done(&d->index);
                 memory_release(&c->memory, d->units, d->units_capacity * sizeof(*d->units));
+                memory_release(&c->memory, d->open, d->open_capacity * sizeof(struct segment *));
                 memory_release(&c->memory, d->key, d->key_size);
         }
 }
@@ -131,6 +132,8 @@ int core_tunable_set(struct core *c, enum tunable_id id, int64_t value, uint64_t
         }
         if (id == TUNABLE_advisor_mode && value != before)
                 advisor_mode_changed(c, now_usec);
+        if (id == TUNABLE_merge_across_nodes && value != before && c->has_nodes)
+                c->node_round++;
         if (id == TUNABLE_max_page_sharing)
                 prune_mark_all(c);
         if (id == TUNABLE_pages_to_scan || id == TUNABLE_sleep_millisecs)

@@ -69,6 +69,18 @@ void core_set_pace(struct core *c, enum core_pace pace, uint64_t now_usec);
  * the last one found equal pages. */
 bool core_has_work(const struct core *c);
 
+/* -- NUMA nodes ---------------------------------------------------------------------------------------------- */
+
+/* Highest node that the books tell from others; the kernel has at most 1024 (CONFIG_NODES_SHIFT). Pages of higher ones are not merged
+ * with merge_across_nodes=0. */
+#define CORE_NODE_MAX 1022
+/* The machine has more than one node (default: one), so that merge_across_nodes=0 means something. */
+void core_set_nodes(struct core *c, bool has_many);
+/* The kernel has migrated pages, of whatever process, since this was said last: each client's next pass looks where its pages are. */
+void core_pages_migrated(struct core *c);
+/* Somebody should say so: nodes matter now. */
+bool core_wants_nodes(const struct core *c);
+
 /* -- domains, clients, ranges ------------------------------------------------------------------------------ */
 
 /* The domain of an opaque key (uid, label, container: daemon/sys/peer.h makes it); created on first use, freed with
@@ -111,6 +123,7 @@ struct core_scan {
         uint32_t max_runs;      /* stop after this many result runs and report where */
         bool rewrite_protect;   /* true: runs WRITTEN|PRESENT|WPALLOWED and write-protect them again;
                                    false: plain look, all PRESENT|WPALLOWED pages, nothing changed */
+        bool wants_nodes;       /* a run's pages are on one node */
 };
 enum core_page_category { /* bits of core_run.categories */
         CORE_WRITTEN = 1,
@@ -120,7 +133,8 @@ enum core_page_category { /* bits of core_run.categories */
 };
 struct core_run {
         uint64_t page, n_pages;
-        uint32_t categories, reserved;
+        uint32_t categories;
+        int32_t node; /* if wanted; negative: not known */
 };
 /* False: nothing to scan before *ret_next_usec (always set). */
 bool core_next_scan(struct core *c, uint64_t now_usec, struct core_scan *ret, uint64_t *ret_next_usec);
@@ -136,12 +150,14 @@ struct core_read {
         uint64_t op;
         uint32_t client, domain;
         uint32_t n_pages;
+        bool wants_nodes;
         uint64_t pages[CORE_READ_PAGES]; /* ascending */
 };
 enum core_read_status { CORE_READ_OK = 0, CORE_READ_ALL_ZERO, CORE_READ_FAILED };
 struct core_read_result {
         uint64_t hash; /* 64-bit keyed hash of the bytes; only its equality matters */
-        uint32_t status, reserved;
+        uint32_t status;
+        int32_t node; /* that the page is on, of a publish the slot; if wanted; negative: not known */
 };
 bool core_next_read(struct core *c, uint64_t now_usec, struct core_read *ret, uint64_t *ret_next_usec);
 /* results: n_pages of the op. */
@@ -154,6 +170,7 @@ struct core_publish {
         uint64_t op;
         uint32_t client, domain;
         uint32_t segment, segment_slots; /* the shell creates the segment on first sight */
+        int32_t node;                    /* that the segment's memory is to come from; and the results say the nodes. Negative: any */
         uint32_t n_pages;
         uint64_t pages[CORE_PUBLISH_PAGES]; /* any order */
         uint32_t slots[CORE_PUBLISH_PAGES]; /* never written before, ascending */
@@ -179,8 +196,9 @@ bool core_next_segment_event(struct core *c, struct core_segment_event *ret);
 /* What an earlier daemon left (segments kept by the service manager) and what the books of this one cannot know (runs that a process
  * inherited by fork or kept over a restart). See adopt.c. */
 
-/* A segment of n_slots (a multiple of 512), all of them lost until core_slot_adopt names them. 0, -EINVAL, -ENOENT (domain), -ENOMEM. */
-int core_segment_adopt(struct core *c, uint32_t domain, uint32_t n_slots, uint32_t *ret_segment);
+/* A segment of n_slots (a multiple of 512), bound to a node (negative: to none), all of them lost until core_slot_adopt names them. 0,
+ * -EINVAL, -ENOENT (domain), -ENOMEM. */
+int core_segment_adopt(struct core *c, uint32_t domain, uint32_t n_slots, int32_t node, uint32_t *ret_segment);
 /* The slot holds bytes of this hash. It is offered to sharers at once, and kept without any for adopt_grace_millisecs. Once a slot.
  * 0, -EINVAL, -ENOMEM. */
 int core_slot_adopt(struct core *c, uint32_t domain, uint32_t segment, uint32_t slot, uint64_t hash);

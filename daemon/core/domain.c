@@ -62,6 +62,7 @@ void domain_free_if_unused(struct core *c, uint32_t index) {
                 return;
         index_done(&d->index);
         memory_release(&c->memory, d->units, d->units_capacity * sizeof(*d->units));
+        memory_release(&c->memory, d->open, d->open_capacity * sizeof(struct segment *));
         memory_release(&c->memory, d->key, d->key_size);
         pool_free(&c->domains, index);
 }

@@ -49,7 +49,7 @@ static inline unsigned record_fails(uint64_t r) {
 static inline uint64_t record_payload(uint64_t r) {
         return r >> PAYLOAD_SHIFT;
 }
-/* Back from the payload to a hash whose top 56 bits are right: all that index and comparisons use. */
+/* Back from the payload to a content hash (node.c) without the 8 bits that nothing uses. */
 static inline uint64_t record_hash(uint64_t r) {
         return r & ~UINT64_C(0xff);
 }
@@ -107,12 +107,13 @@ struct block_queue {
 enum slot_state { SLOT_EMPTY = 0, SLOT_WRITING, SLOT_LIVE, SLOT_DEAD };
 struct slot {
         uint32_t next;         /* ring of the chain's dups, itself when alone; segment.prevs has the other direction */
-        uint32_t sharers : 19; /* pages that map it */
+        uint32_t sharers : 18; /* pages that map it */
         uint32_t pending : 11; /* pages that are about to */
         uint32_t state : 2;
+        uint32_t is_misplaced : 1; /* not on its segment's node, or not known to be: no new sharers (node.c) */
 };
 _Static_assert(sizeof(struct slot) == 8, "8 bytes a slot, as planned");
-#define SLOT_SHARERS_MAX ((1U << 19) - 1)
+#define SLOT_SHARERS_MAX ((1U << 18) - 1)
 #define SLOT_PENDING_MAX ((1U << 11) - 1)
 
 #define SEGMENT_UNIT 512         /* slots: 2 MiB; slot ids are given to segments in these */
@@ -141,6 +142,7 @@ struct segment {
         uint32_t n_extents;     /* mapped: also by pages that share nothing any more */
         uint32_t n_for_runs;    /* dups that the last sweep found to be kept for a run's sake */
         uint32_t held_next;
+        uint32_t nid; /* the node that its memory is on, as in node.c; 0: any */
         uint32_t events;
         struct segment *event_next;
         struct slot *slots;
@@ -163,7 +165,8 @@ struct domain {
         struct index index; /* contents: pages and slots */
         struct segment **units;
         uint32_t n_units, units_capacity;
-        struct segment *open;     /* strips come from it */
+        struct segment **open; /* by nid: strips come from it; or NULL */
+        uint32_t n_open, open_capacity;
         struct segment *cleaning; /* being emptied */
         uint64_t clean_usec;      /* no cleaning before that only a tidy store is a reason for */
         uint32_t clean_group, clean_rounds; /* how far, and how often round */
@@ -226,6 +229,7 @@ struct skip_list {
 enum timer_kind { TIMER_SCAN, TIMER_WAKE, TIMER_KINDS };
 
 #define FORGETS_MAX 8
+#define CLIENT_STRIPS 4 /* one for each node that its pages are on: most machines have no more */
 #define SHORT_BUCKETS 8 /* runs of 8 and more do not wait */
 struct client {
         uint32_t id, domain;
@@ -261,7 +265,13 @@ struct client {
         uint64_t retry_usec; /* when what was refused to be restored is tried again; 0 nothing was */
         unsigned retry_tries;
         bool has_refused; /* the retry that is under way found some */
-        uint32_t strip_segment, strip_next, strip_end;
+        struct strip {
+                uint32_t segment, next, end; /* slots given to it and not used yet: none when next == end */
+        } strips[CLIENT_STRIPS];
+        unsigned strip_turn; /* the one to give up for another node */
+        uint32_t node_round; /* the last that a look answered, see core.node_round */
+        uint64_t node_usec;  /* no look before that only nodes are a reason for */
+        bool is_placing;     /* the look under way asks for nodes */
 
         uint32_t turn_next[TURN_KINDS];
         int32_t credit[TURN_KINDS];
@@ -285,6 +295,7 @@ struct op {
         uint32_t client, domain;
         uint8_t kind, apply_kind;
         bool is_request, is_plain;
+        bool wants_nodes; /* what it says of nodes means something */
         union {
                 struct {
                         uint64_t page, n_pages, from_usec;
@@ -342,6 +353,9 @@ struct core {
         struct advisor advisor;
         uint64_t cpu_usec;   /* that scanning has taken so far */
         enum core_pace pace;
+        bool has_nodes;      /* more than one */
+        uint32_t node_round; /* counts reasons to look where all pages are: the kernel has migrated some, or merge_across_nodes changed */
+        uint64_t slots_misplaced;
         uint32_t scans_to_do;        /* full scans until what is new has been covered */
         uint32_t n_read, n_promising; /* pages read in this one; of them with an equal, or zero */
         /* Clients that passes walk, and those of them whose part of the full scan is done. */
@@ -482,6 +496,8 @@ uint32_t later_pop(struct core *c, struct client *cl); /* one to be asked for no
 /* restore.c */
 /* After a look: has the block extents that are not worth their mapping? */
 void restore_judge(struct core *c, uint32_t block);
+/* The extent is to be restored because its segment goes, for the sake of nodes. */
+bool restore_is_due(const struct core *c, const struct block *b, const struct extent *e);
 uint64_t restore_pages(const struct core *c, const struct block *b); /* that are to be restored now */
 void restore_refused(struct core *c, uint32_t block, uint64_t now_usec);
 void restore_wake(struct core *c, struct client *cl, uint64_t now_usec);
@@ -496,7 +512,7 @@ uint64_t clean_step(struct core *c, uint64_t now_usec, unsigned *budget); /* whe
 uint64_t prune_pause_usec(const struct core *c);
 void prune_mark(struct core *c, struct segment *s);
 void prune_mark_all(struct core *c); /* the cap changed */
-void prune_changed(struct core *c, const struct domain *d, uint32_t slot); /* to be told when its sharers did */
+void prune_changed(struct core *c, const struct domain *d, uint32_t slot); /* to be told when its sharers did, or what it is promised to */
 uint64_t prune_step(struct core *c, uint64_t now_usec, unsigned *budget); /* when to call again */
 
 /* adopt.c */
@@ -524,8 +540,8 @@ static inline bool slots_are_neighbours(const struct domain *d, uint32_t a, uint
         return a != NIL && b == a + 1 && segment_of(d, a) == segment_of(d, b);
 }
 uint32_t content_key(void *domain, uint32_t id);
-/* Gives the client n consecutive slots if it can, fewer otherwise (*ret_n >= 1); they become WRITING. */
-int slot_take(struct core *c, struct client *cl, uint32_t n, uint32_t *ret_first, uint32_t *ret_n);
+/* Gives the client n consecutive slots in memory of that node if it can, fewer otherwise (*ret_n >= 1); they become WRITING. */
+int slot_take(struct core *c, struct client *cl, unsigned nid, uint32_t n, uint32_t *ret_first, uint32_t *ret_n);
 void slot_fail(struct core *c, struct domain *d, uint32_t slot, bool was_written); /* WRITING -> DEAD */
 void slot_live(struct core *c, struct domain *d, uint32_t slot, uint64_t hash); /* WRITING -> LIVE, pending for one page, alone, not indexed */
 void slot_revive(struct core *c, struct domain *d, uint32_t slot, uint64_t hash); /* adopted: lost -> LIVE, held, alone; else as slot_live */
@@ -534,11 +550,31 @@ void slot_unpend(struct core *c, struct domain *d, uint32_t slot);
 void slot_share(struct core *c, struct domain *d, uint32_t slot); /* a pending one becomes a sharer */
 void slot_unshare(struct core *c, struct domain *d, uint32_t slot);
 void slot_join(struct core *c, struct domain *d, uint32_t slot, uint32_t chain); /* as a dup; becomes the indexed one */
-void strip_abandon(struct core *c, struct client *cl);
-int segment_new(struct core *c, struct domain *d, uint32_t n_slots, struct segment **ret);
+void strips_abandon(struct core *c, struct client *cl);
+int segment_new(struct core *c, struct domain *d, uint32_t n_slots, unsigned nid, struct segment **ret);
+bool segment_is_open(const struct domain *d, const struct segment *s); /* strips may come from it */
+void segment_close(struct domain *d, const struct segment *s);
 void segment_check(struct core *c, struct segment *s); /* is it time to seal or drop it? */
 void segment_free(struct core *c, struct segment *s);
 bool slot_has_room(const struct core *c, const struct domain *d, uint32_t slot);
+
+/* node.c: with merge_across_nodes=0 on a machine with several nodes, contents are told apart by the node that they lie on. nid: node + 1,
+ * or 0 when nodes do not matter; as the kernel's KSM says it (get_kpfn_nid). */
+#define NID_BITS 10
+bool nodes_matter(const struct core *c);
+/* The hash that stands for these bytes on that node. Its nid can be read from it. */
+uint64_t content_hash(uint64_t hash, unsigned nid);
+unsigned content_nid(uint64_t content_hash);
+uint64_t content_on(uint64_t content_hash, unsigned nid); /* the same bytes on another node */
+/* For a page of which the op's answer says that it lies on the node: the nid, or -1 when it matters and is not known. */
+int node_nid(const struct core *c, const struct op *op, int32_t node);
+/* A look found the page present, on the node of that nid. */
+void page_placed(struct core *c, uint32_t block, unsigned i, unsigned nid);
+void slot_placed(struct core *c, struct domain *d, uint32_t slot, bool is_misplaced);
+bool segment_is_misbound(const struct core *c, const struct segment *s); /* for another setting of merge_across_nodes */
+bool node_wants_look(const struct core *c, const struct client *cl, uint64_t now_usec);
+void node_look_begins(struct core *c, struct client *cl, uint64_t now_usec);
+void node_look_failed(struct core *c, struct client *cl);
 
 /* chain.c */
 struct match {

@@ -4,7 +4,7 @@
  * Between hand-out and answer anything may happen to both pages. So the answer decides anew, from what the index then
  * holds for the hash of what was really written: the partner, another page that came meanwhile, a chain that came
  * meanwhile (the slot is wasted), or nobody (wasted too: a page shared by one saves nothing). Of a strip (chain.c) only the first
- * source has a partner; the others make dups of the chain that it makes. */
+ * source has a partner; the others make dups of the chain that it makes. All of one publish are on one node (node.c). */
 #include "daemon/core/internal.h"
 
 #include <errno.h>
@@ -16,6 +16,7 @@ struct publishing {
         struct client *cl;
         uint32_t block;
         uint64_t now_usec;
+        unsigned nid;                  /* of the sources */
         uint64_t sources;              /* pages with a partner */
         uint64_t had_one;              /* and those that had one */
         uint64_t strips;               /* get dups of their own beside the first of their content */
@@ -87,7 +88,7 @@ static void find_sources(struct publishing *p) {
         for (unsigned i = 0; i < BLOCK_PAGES; i++) {
                 struct match m;
 
-                if (record_state(b->page[i]) != PAGE_HASHED)
+                if (record_state(b->page[i]) != PAGE_HASHED || content_nid(record_hash(b->page[i])) != p->nid)
                         continue;
                 page_resolve(c, p->block, i, record_hash(b->page[i]), p->now_usec);
                 if (record_state(b->page[i]) != PAGE_HASHED)
@@ -101,7 +102,7 @@ static void find_sources(struct publishing *p) {
                 p->sources |= UINT64_C(1) << i;
                 widen(p, i, m.slot);
         }
-        p->had_one = p->sources;
+        p->had_one |= p->sources;
 }
 
 /* When this op has let go of what it does not publish: is there something else to be done in the block before the runs that are
@@ -191,7 +192,7 @@ static bool give_slots(struct publishing *p, struct op_publish *o, struct core_p
         while (p->sources) {
                 uint32_t first, n;
 
-                if (slot_take(p->c, p->cl, (uint32_t) __builtin_popcountll(p->sources), &first, &n) < 0) {
+                if (slot_take(p->c, p->cl, p->nid, (uint32_t) __builtin_popcountll(p->sources), &first, &n) < 0) {
                         while (p->sources)
                                 unpair(p, (unsigned) __builtin_ctzll(p->sources), true);
                         break;
@@ -220,12 +221,40 @@ static bool give_slots(struct publishing *p, struct op_publish *o, struct core_p
         return is_left;
 }
 
+/* The lowest nid, from this one on, of the pages that wait for a publish; or -1. */
+static int waiting_nid(const struct block *b, unsigned from) {
+        int best = -1;
+
+        for (unsigned i = 0; i < BLOCK_PAGES; i++) {
+                unsigned nid = content_nid(record_hash(b->page[i]));
+
+                if (record_state(b->page[i]) == PAGE_HASHED && nid >= from && (best < 0 || nid < (unsigned) best))
+                        best = (int) nid;
+        }
+        return best;
+}
+
+/* Sources of the first node that has some which may be published. True: those of other nodes have not been looked at. */
+static bool choose_sources(struct publishing *p) {
+        const struct block *b = block_at(p->c, p->block);
+
+        for (int nid = waiting_nid(b, 0); nid >= 0; nid = waiting_nid(b, (unsigned) nid + 1)) {
+                p->nid = (unsigned) nid;
+                find_sources(p);
+                select_runs(p);
+                if (p->sources)
+                        return waiting_nid(b, (unsigned) nid + 1) >= 0;
+        }
+        return false;
+}
+
 /* One block's publish. False: nothing to publish in it, for now. */
 static bool publish_build(struct core *c, struct client *cl, uint32_t block, uint64_t now_usec, bool *ret_waits,
                           struct core_publish *ret) {
         struct publishing p = { .c = c, .cl = cl, .block = block, .now_usec = now_usec };
         struct block *b = block_at(c, block);
         struct op *op = op_new(c, OP_PUBLISH, cl);
+        bool is_left;
 
         *ret_waits = true;
         if (!op)
@@ -237,9 +266,8 @@ static bool publish_build(struct core *c, struct client *cl, uint32_t block, uin
         }
         op->publish->n_pages = 0;
         op->publish->strips = 0;
-        find_sources(&p);
-        select_runs(&p);
-        *ret_waits = give_slots(&p, op->publish, ret) || has_more(&p);
+        is_left = choose_sources(&p);
+        *ret_waits = give_slots(&p, op->publish, ret) || is_left || has_more(&p);
         b->flags &= (uint16_t) ~BLOCK_PUBLISH;
         if (op->publish->n_pages == 0) {
                 op_free(c, op);
@@ -257,6 +285,7 @@ static bool publish_build(struct core *c, struct client *cl, uint32_t block, uin
         ret->client = cl->id;
         ret->domain = op->domain;
         ret->n_pages = op->publish->n_pages;
+        ret->node = (int32_t) p.nid - 1;
         c->n_publishing_pages += ret->n_pages;
         memory_promise(&c->memory, ret->n_pages * KSM_PAGE_SIZE);
         return true;
@@ -367,11 +396,14 @@ static void publish_good(struct core *c, struct domain *d, uint32_t source, uint
 static void publish_one(struct core *c, struct client *cl, struct domain *d, const struct op_publish *o, uint32_t k,
                         const struct core_read_result *result, uint64_t now_usec) {
         uint64_t *source = source_of(c, cl, o, k);
+        unsigned nid = segment_of(d, o->slots[k])->nid;
         bool was_written = result && result->status != CORE_READ_FAILED;
+        /* The kernel takes memory of another node when the wanted one is full. */
+        bool is_misplaced = was_written && nid != 0 && result->node != (int32_t) nid - 1;
         unsigned fails = source ? record_fails(*source) : 0;
         struct match m;
 
-        if (source && was_written && record_hash(result->hash) == o->hashes[k]) {
+        if (source && was_written && !is_misplaced && record_hash(content_hash(result->hash, nid)) == o->hashes[k]) {
                 match_find(c, d, o->hashes[k], &m);
                 publish_good(c, d, o->pages[k], o->slots[k], o->hashes[k], o->strips >> k & 1, now_usec);
                 if (m.page != NIL && slot_at(d, o->slots[k])->state == SLOT_LIVE)
@@ -382,7 +414,7 @@ static void publish_one(struct core *c, struct client *cl, struct domain *d, con
         release_partner(c, d, o->hashes[k]);
         if (source)
                 page_fresh(c, o->pages[k] >> BLOCK_SHIFT, o->pages[k] & (BLOCK_PAGES - 1),
-                           was_written ? fails : more_fails(fails, 1), now_usec);
+                           was_written && !is_misplaced ? fails : more_fails(fails, 1), now_usec);
 }
 
 static void publish_block_done(struct core *c, struct client *cl, uint32_t block) {

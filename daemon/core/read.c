@@ -138,6 +138,7 @@ static bool read_build(struct core *c, struct client *cl, bool for_request, uint
         ret->op = op->id;
         ret->client = cl->id;
         ret->domain = op->domain;
+        ret->wants_nodes = op->wants_nodes = nodes_matter(c);
         cl->is_reading = true;
         client_domain(c, cl)->is_reading = true;
         return true;
@@ -221,16 +222,17 @@ bool core_next_read(struct core *c, uint64_t now_usec, struct core_read *ret, ui
         return false;
 }
 
-static void page_read(struct core *c, uint32_t block, unsigned i, const struct core_read_result *result,
+static void page_read(struct core *c, const struct op *op, uint32_t block, unsigned i, const struct core_read_result *result,
                       uint64_t now_usec) {
         unsigned fails = record_fails(block_at(c, block)->page[i]);
+        int nid = node_nid(c, op, result->node);
         enum page_state state;
 
-        if (result->status == CORE_READ_OK || (result->status == CORE_READ_ALL_ZERO && !c->tunables.use_zero_pages)) {
-                page_resolve(c, block, i, result->hash, now_usec);
+        if (nid >= 0 && (result->status == CORE_READ_OK || (result->status == CORE_READ_ALL_ZERO && !c->tunables.use_zero_pages))) {
+                page_resolve(c, block, i, content_hash(result->hash, (unsigned) nid), now_usec);
                 state = record_state(block_at(c, block)->page[i]);
                 pace_page_read(c, state == PAGE_MATCHED || state == PAGE_HASHED);
-        } else if (result->status == CORE_READ_ALL_ZERO) {
+        } else if (result->status == CORE_READ_ALL_ZERO && c->tunables.use_zero_pages) {
                 page_mark(c, block, i, record(PAGE_ZEROABLE, fails, 0));
                 block_queue_apply(c, block);
                 pace_page_read(c, true);
@@ -255,7 +257,7 @@ void core_read_done(struct core *c, uint64_t id, uint64_t now_usec, const struct
                 /* Written or gone meanwhile, the block perhaps with it: only this op makes this client's pages READING. */
                 if (pool_has(&c->blocks, block) && block_at(c, block)->client == id_index(cl->id) &&
                     record_state(block_at(c, block)->page[i]) == PAGE_READING)
-                        page_read(c, block, i, &results[k], now_usec);
+                        page_read(c, op, block, i, &results[k], now_usec);
         }
         if (d) {
                 d->is_reading = false;

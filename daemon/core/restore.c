@@ -6,6 +6,8 @@
  * something called for a look in between); at the first, when nothing of it waits for anything and its segment is being cleaned.
  * Its pages lie in anonymous memory then, and are candidates like any others.
  *
+ * Also restored is what lies in a segment that is being cleaned because nodes matter now (node.c).
+ *
  * A page that was copied on write and may be pinned is refused. Its block is marked, and all marked blocks of the client are
  * tried again together, after 1 s at first and up to 64 s. */
 #include "daemon/core/internal.h"
@@ -68,8 +70,8 @@ static bool is_left_over(const struct core *c, const struct block *b, const stru
         return true;
 }
 
-/* Pages that lie where they could share, but for the cap: one too many for it, when the cap was lowered. Lest it maps the slot for
- * ever, which takes two VMAs in the middle of a run. */
+/* Pages that lie where they could share, but for the cap, one too many for it when it was lowered; or but for the node, when the kernel
+ * migrated a shared page to where nobody else has it. Lest they map the slot for ever, they are cut out of their runs, for two VMAs. */
 static uint64_t surplus_pages(const struct core *c, const struct block *b) {
         const struct domain *d = client_domain(c, block_client(c, b));
         uint64_t mask = 0;
@@ -79,9 +81,10 @@ static uint64_t surplus_pages(const struct core *c, const struct block *b) {
         for (uint32_t id = b->extents; id != NIL; id = extent_at(c, id)->block_next)
                 for (uint64_t m = extent_at(c, id)->mapped; m; m &= m - 1) {
                         unsigned i = (unsigned) __builtin_ctzll(m);
+                        uint32_t slot = page_file_slot(c, b, i);
 
                         if (record_state(b->page[i]) == PAGE_UNSHARED &&
-                            slot_key(d, page_file_slot(c, b, i)) == index_key(record_hash(b->page[i])))
+                            slot_key(d, slot) == index_key(content_on(record_hash(b->page[i]), segment_of(d, slot)->nid)))
                                 mask |= UINT64_C(1) << i;
                 }
         return mask;
@@ -91,11 +94,18 @@ static bool is_unmerged(const struct core *c, const struct block *b, unsigned i)
         return c->is_unmerging || scan_is_unmerged(block_client(c, b), (b->number << BLOCK_SHIFT) + i);
 }
 
+bool restore_is_due(const struct core *c, const struct block *b, const struct extent *e) {
+        const struct segment *s = segment_of(client_domain(c, block_client(c, b)), e->slot);
+
+        return s->events & SEGMENT_CLEANING && s->nid == 0 && nodes_matter(c);
+}
+
 uint64_t restore_pages(const struct core *c, const struct block *b) {
         uint64_t mask = 0;
 
         for (uint32_t id = b->extents; id != NIL; id = extent_at(c, id)->block_next)
-                if (b->flags & BLOCK_RAGGED && is_ragged(c, b, extent_at(c, id)))
+                if ((b->flags & BLOCK_RAGGED && is_ragged(c, b, extent_at(c, id))) ||
+                    (b->flags & BLOCK_RESTORE && restore_is_due(c, b, extent_at(c, id))))
                         mask |= extent_at(c, id)->mapped;
         if (b->flags & BLOCK_RAGGED)
                 mask |= surplus_pages(c, b);

@@ -4,7 +4,7 @@
  * for what was written. Blocks of which more than a quarter was written again are hot: they are left out of 1, 3, 7, ... 63
  * passes (skip lists, in address order, read and rebuilt as the pass goes), so that they are not write-protected all the
  * time; with smart_scan 0 none is left out. Every 16th pass, or when something is uncertain, a plain look over everything follows the pass: what was known
- * and is no longer present is forgotten, what is present and unknown becomes known. */
+ * and is no longer present is forgotten, what is present and unknown becomes known. Some looks ask for nodes, too (node.c). */
 #include "common/probes.h"
 #include "daemon/core/internal.h"
 
@@ -282,8 +282,9 @@ static bool pass_next(struct core *c, struct client *cl, uint64_t now_usec, uint
                 return true;
         if (!cl->is_looking) {
                 pass_settle(c, cl, now_usec);
-                if ((cl->wants_look || cl->pass % LOOK_PASSES == 0) && !cl->sweep.is_active) {
+                if ((cl->wants_look || cl->pass % LOOK_PASSES == 0 || node_wants_look(c, cl, now_usec)) && !cl->sweep.is_active) {
                         cl->wants_look = false;
+                        node_look_begins(c, cl, now_usec);
                         cl->is_looking = true;
                         cl->look++;
                         cl->cursor = 0;
@@ -315,6 +316,7 @@ static bool scan_build(struct core *c, struct client *cl, uint64_t now_usec, str
         }
         op->is_request = is_request;
         op->is_plain = !is_request && cl->is_looking;
+        op->wants_nodes = nodes_matter(c);
         cl->is_scanning = true;
         *ret = (struct core_scan){
                 .op = op->id,
@@ -323,6 +325,7 @@ static bool scan_build(struct core *c, struct client *cl, uint64_t now_usec, str
                 .n_pages = end - page,
                 .max_runs = SCAN_MAX_RUNS,
                 .rewrite_protect = !op->is_plain,
+                .wants_nodes = op->wants_nodes && op->is_plain && cl->is_placing,
         };
         if (!is_request)
                 window_extend(cl, ret);
@@ -371,8 +374,10 @@ static void block_end(struct scan_results *s) {
         s->n_rewritten = 0;
 }
 
-static void block_pages(struct scan_results *s, uint64_t number, uint64_t mask, uint32_t categories) {
+static void block_pages(struct scan_results *s, uint64_t number, uint64_t mask, const struct core_run *run) {
+        uint32_t categories = run->categories;
         struct core *c = s->c;
+        int nid = node_nid(c, s->op, run->node);
         uint32_t block = s->block;
         struct block *b;
 
@@ -402,6 +407,8 @@ static void block_pages(struct scan_results *s, uint64_t number, uint64_t mask, 
 
                 if (s->op->is_plain) {
                         page_seen(c, block, i, categories, s->time_usec);
+                        if (s->cl->is_placing && nid >= 0)
+                                page_placed(c, block, i, (unsigned) nid);
                         continue;
                 }
                 s->n_rewritten += record_state(b->page[i]) != PAGE_NONE;
@@ -411,7 +418,7 @@ static void block_pages(struct scan_results *s, uint64_t number, uint64_t mask, 
 }
 
 /* A piece of a result that lies in one range. */
-static void pages_found(struct scan_results *s, uint64_t page, uint64_t end, uint32_t categories) {
+static void pages_found(struct scan_results *s, uint64_t page, uint64_t end, const struct core_run *run) {
         while (page < end) {
                 uint64_t stop = MIN(end, (page | (BLOCK_PAGES - 1)) + 1);
                 uint64_t mask = (stop - page == BLOCK_PAGES ? UINT64_MAX : (UINT64_C(1) << (stop - page)) - 1)
@@ -420,7 +427,7 @@ static void pages_found(struct scan_results *s, uint64_t page, uint64_t end, uin
                 if (client_is_forgetting(s->cl, page, stop))
                         s->cl->wants_look = true;
                 else
-                        block_pages(s, page >> BLOCK_SHIFT, mask, categories);
+                        block_pages(s, page >> BLOCK_SHIFT, mask, run);
                 page = stop;
         }
 }
@@ -437,7 +444,7 @@ static void run_found(struct scan_results *s, struct core_run run) {
                 if (!r || r->start >= end)
                         return;
                 if (!r->is_unmerged)
-                        pages_found(s, MAX(page, r->start), MIN(end, r->end), run.categories);
+                        pages_found(s, MAX(page, r->start), MIN(end, r->end), &run);
                 page = r->end;
         }
 }
@@ -452,6 +459,7 @@ static void window_lost(struct scan_results *s) {
         s->cl->wants_look = true;
         if (s->op->is_plain) {
                 s->cl->claim_look = s->cl->look; /* it has not seen what it did not find: the next one judges */
+                node_look_failed(s->c, s->cl);
                 return;
         }
         walk_begin(s->cl, &w, start, end);

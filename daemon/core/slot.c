@@ -17,7 +17,7 @@ bool slot_has_room(const struct core *c, const struct domain *d, uint32_t slot) 
         const struct slot *s = slot_at(d, slot);
         uint64_t cap = MIN((uint64_t) c->tunables.max_page_sharing, (uint64_t) SLOT_SHARERS_MAX);
 
-        return s->state == SLOT_LIVE && !(segment_of(d, slot)->events & SEGMENT_CLEANING) && s->pending < SLOT_PENDING_MAX &&
+        return s->state == SLOT_LIVE && !s->is_misplaced && !(segment_of(d, slot)->events & SEGMENT_CLEANING) && s->pending < SLOT_PENDING_MAX &&
                s->sharers + s->pending < cap;
 }
 
@@ -47,7 +47,7 @@ static int find_units(struct core *c, struct domain *d, uint32_t n, uint32_t *re
         return 0;
 }
 
-int segment_new(struct core *c, struct domain *d, uint32_t n_slots, struct segment **ret) {
+int segment_new(struct core *c, struct domain *d, uint32_t n_slots, unsigned nid, struct segment **ret) {
         uint32_t units = n_slots / SEGMENT_UNIT, first;
         struct segment *s;
         int r;
@@ -63,6 +63,7 @@ int segment_new(struct core *c, struct domain *d, uint32_t n_slots, struct segme
         s->domain = id_index(d->id);
         s->base = first * SEGMENT_UNIT;
         s->n_slots = n_slots;
+        s->nid = nid;
         s->slots = (struct slot *) (s + 1);
         s->keys = (uint32_t *) (s->slots + n_slots);
         s->prevs = s->keys + n_slots;
@@ -118,8 +119,7 @@ void segment_check(struct core *c, struct segment *s) {
         if (s->events & SEGMENT_DROP_DUE)
                 return;
         if (s->n_writing == 0 && s->n_live == 0 && s->n_extents == 0 && s->n_dead + s->n_lost > 0) {
-                if (d->open == s)
-                        d->open = NULL;
+                segment_close(d, s);
                 event_queue(c, s, SEGMENT_DROP_DUE);
         } else if (!(s->events & (SEGMENT_SEALED | SEGMENT_SEAL_DUE)) && s->n_writing == 0 &&
                    segment_given(s) + s->n_lost == s->n_slots)
@@ -149,54 +149,111 @@ bool core_next_segment_event(struct core *c, struct core_segment_event *ret) {
 
 /* -- giving out ------------------------------------------------------------------------------------------------------ */
 
-static struct segment *strip_segment(const struct domain *d, const struct client *cl) {
+bool segment_is_open(const struct domain *d, const struct segment *s) {
+        return s->nid < d->n_open && d->open[s->nid] == s;
+}
+
+void segment_close(struct domain *d, const struct segment *s) {
+        if (segment_is_open(d, s))
+                d->open[s->nid] = NULL;
+}
+
+/* The domain's open segment of the node, with room. */
+static int segment_open(struct core *c, struct domain *d, unsigned nid, struct segment **ret) {
+        uint32_t units = d->given_slots >= SEGMENT_LARGE_FROM ? SEGMENT_LARGE_UNITS : 1;
+        int r;
+
+        if (nid >= d->n_open) {
+                r = memory_grow(&c->memory, (void **) &d->open, &d->open_capacity, nid + 1, sizeof(struct segment *));
+                if (r < 0)
+                        return r;
+                for (; d->n_open <= nid; d->n_open++)
+                        d->open[d->n_open] = NULL;
+        }
+        if (!d->open[nid] || d->open[nid]->next_slot == d->open[nid]->n_slots) {
+                r = segment_new(c, d, units * SEGMENT_UNIT, nid, &d->open[nid]);
+                if (r < 0)
+                        return r;
+        }
+        *ret = d->open[nid];
+        return 0;
+}
+
+static struct segment *strip_segment(const struct domain *d, const struct strip *t) {
         struct segment *s;
 
-        if (cl->strip_next == cl->strip_end)
+        if (t->next == t->end)
                 return NULL;
-        s = cl->strip_next / SEGMENT_UNIT < d->n_units ? segment_of(d, cl->strip_next) : NULL;
-        return s && s->id == cl->strip_segment && !(s->events & (SEGMENT_DROP_DUE | SEGMENT_CLEANING)) ? s : NULL;
+        s = t->next / SEGMENT_UNIT < d->n_units ? segment_of(d, t->next) : NULL;
+        return s && s->id == t->segment && !(s->events & (SEGMENT_DROP_DUE | SEGMENT_CLEANING)) ? s : NULL;
 }
 
 /* The slots left are lost: they were never written, so they cost an entry each and no memory. */
-void strip_abandon(struct core *c, struct client *cl) {
-        struct segment *s = strip_segment(client_domain(c, cl), cl);
+static void strip_abandon(struct core *c, const struct domain *d, struct strip *t) {
+        struct segment *s = strip_segment(d, t);
 
-        for (; s && cl->strip_next < cl->strip_end; cl->strip_next++) {
-                s->slots[cl->strip_next - s->base].state = SLOT_DEAD;
+        for (; s && t->next < t->end; t->next++) {
+                s->slots[t->next - s->base].state = SLOT_DEAD;
                 s->n_lost++;
         }
-        cl->strip_next = cl->strip_end = 0;
+        t->next = t->end = 0;
         if (s)
                 segment_check(c, s);
 }
 
-int slot_take(struct core *c, struct client *cl, uint32_t n, uint32_t *ret_first, uint32_t *ret_n) {
+void strips_abandon(struct core *c, struct client *cl) {
+        for (unsigned k = 0; k < CLIENT_STRIPS; k++)
+                strip_abandon(c, client_domain(c, cl), &cl->strips[k]);
+}
+
+/* The client's strip in memory of the node. */
+static int strip_find(struct core *c, struct client *cl, unsigned nid, struct strip **ret) {
         struct domain *d = client_domain(c, cl);
-        struct segment *s = strip_segment(d, cl);
+        struct strip *t = NULL;
+        struct segment *s;
         int r;
 
-        if (!s) {
-                if (!d->open || d->open->next_slot == d->open->n_slots) {
-                        uint32_t units = d->given_slots >= SEGMENT_LARGE_FROM ? SEGMENT_LARGE_UNITS : 1;
-
-                        r = segment_new(c, d, units * SEGMENT_UNIT, &d->open);
-                        if (r < 0)
-                                return r;
+        for (unsigned k = 0; k < CLIENT_STRIPS; k++) {
+                s = strip_segment(d, &cl->strips[k]);
+                if (s && s->nid == nid) {
+                        *ret = &cl->strips[k];
+                        return 0;
                 }
-                s = d->open;
-                cl->strip_segment = s->id;
-                cl->strip_next = s->base + s->next_slot;
-                s->next_slot = MIN(s->next_slot + STRIP_SLOTS, s->n_slots);
-                cl->strip_end = s->base + s->next_slot;
+                if (!s)
+                        t = t ? t : &cl->strips[k];
         }
-        *ret_first = cl->strip_next;
-        *ret_n = MIN(n, cl->strip_end - cl->strip_next);
-        for (uint32_t i = 0; i < *ret_n; i++) {
-                struct slot *slot = slot_at(d, cl->strip_next);
+        r = segment_open(c, d, nid, &s);
+        if (r < 0)
+                return r;
+        if (!t) {
+                t = &cl->strips[cl->strip_turn++ % CLIENT_STRIPS];
+                strip_abandon(c, d, t);
+        }
+        t->segment = s->id;
+        t->next = s->base + s->next_slot;
+        s->next_slot = MIN(s->next_slot + STRIP_SLOTS, s->n_slots);
+        t->end = s->base + s->next_slot;
+        *ret = t;
+        return 0;
+}
 
-                *slot = (struct slot){ .next = cl->strip_next, .state = SLOT_WRITING };
-                cl->strip_next++;
+int slot_take(struct core *c, struct client *cl, unsigned nid, uint32_t n, uint32_t *ret_first, uint32_t *ret_n) {
+        struct domain *d = client_domain(c, cl);
+        struct segment *s;
+        struct strip *t;
+        int r;
+
+        r = strip_find(c, cl, nid, &t);
+        if (r < 0)
+                return r;
+        s = segment_of(d, t->next);
+        *ret_first = t->next;
+        *ret_n = MIN(n, t->end - t->next);
+        for (uint32_t i = 0; i < *ret_n; i++) {
+                struct slot *slot = slot_at(d, t->next);
+
+                *slot = (struct slot){ .next = t->next, .state = SLOT_WRITING };
+                t->next++;
         }
         s->n_writing += *ret_n;
         d->given_slots += *ret_n;
@@ -282,6 +339,7 @@ static void die_if_unused(struct core *c, struct domain *d, uint32_t slot) {
                 return;
         trace_slot_dead(d, slot);
         ring_leave(c, d, slot);
+        slot_placed(c, d, slot, false);
         s->state = SLOT_DEAD;
         segment->n_live--;
         segment->n_dead++;
@@ -300,6 +358,7 @@ void slot_pend(struct domain *d, uint32_t slot) {
 void slot_unpend(struct core *c, struct domain *d, uint32_t slot) {
         assert(slot_at(d, slot)->pending > 0);
         slot_at(d, slot)->pending--;
+        prune_changed(c, d, slot); /* it has room */
         die_if_unused(c, d, slot);
 }
 

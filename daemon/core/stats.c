@@ -23,6 +23,7 @@ void core_counters(const struct core *c, struct counters *ret) {
         n.stable_node_chains = (int64_t) c->chains;
         n.stable_node_dups = (int64_t) c->dups;
         n.dups_for_runs = (int64_t) c->dups_for_runs;
+        n.slots_misplaced = (int64_t) c->slots_misplaced;
         n.metadata_bytes = (int64_t) c->memory.bytes;
         n.clients = (int64_t) c->n_live_clients;
         n.domains = c->domains.n_items;

@@ -20,6 +20,7 @@ static void new_core(struct world *w) {
         w->core = core_free(w->core);
         if (core_new(NULL, w->seed, &w->core) < 0)
                 abort();
+        core_set_nodes(w->core, w->n_nodes > 1);
         for (unsigned i = 0; i < TUNABLE_MAX_; i++)
                 if (core_tunable_set(w->core, (enum tunable_id) i, tunable_get(&tunables, (enum tunable_id) i), w->now_usec) < 0)
                         abort();
@@ -53,7 +54,7 @@ static void rename_segment(struct world *w, uint32_t from, uint32_t to) {
 static void take_over(struct world *w, struct sim_segment *s) {
         uint32_t old = s->id;
 
-        if (core_segment_adopt(w->core, s->domain, s->n_slots, &s->id) < 0)
+        if (core_segment_adopt(w->core, s->domain, s->n_slots, s->node, &s->id) < 0)
                 abort();
         rename_segment(w, old, s->id);
         for (uint32_t i = 0; i < s->n_slots; i++)

@@ -177,6 +177,12 @@ static void mutate(struct world *w) {
                 core_set_pace(w->core, (enum core_pace) world_random(w, 3), w->now_usec);
         } else if (what < 890) {
                 core_set_pace(w->core, CORE_PACE_NORMAL, w->now_usec);
+        } else if (w->n_nodes && what < 908) {
+                world_migrate(w, i, k, n, (unsigned) world_random(w, w->n_nodes));
+        } else if (w->n_nodes && what < 912) {
+                p->home = (uint8_t) world_random(w, w->n_nodes);
+        } else if (w->n_nodes && what < 915) {
+                (void) core_tunable_set(w->core, TUNABLE_merge_across_nodes, (int64_t) world_random(w, 2), w->now_usec);
         } else if (what < 960) {
                 w->now_usec += world_random(w, 100 * 1000);
         } else {
@@ -210,10 +216,17 @@ static void compare(struct world *w, const struct sim_process *p) {
         }
 }
 
-/* Of each content of a domain at most one page shares nothing (the cap may leave it over), and no zeros are left. */
+enum { NODES = 3 };
+
+/* Where the page is, if that makes it another content. */
+static unsigned place(const struct world *w, const struct sim_page *q) {
+        return core_wants_nodes(w->core) ? world_node(w, q) : 0;
+}
+
+/* Of each content of a domain (on a node, if they matter) at most one page shares nothing (the cap may leave it over), and no zeros are left. */
 static void require_ideal(struct world *w, uint32_t domain) {
         enum { CONTENTS = 512 };
-        unsigned alone[CONTENTS] = {};
+        unsigned alone[CONTENTS][NODES] = {};
 
         for (uint32_t i = 0; i < w->n_processes; i++)
                 for (uint64_t k = 0; k < w->processes[i].n_pages; k++) {
@@ -222,14 +235,14 @@ static void require_ideal(struct world *w, uint32_t domain) {
                         if (!w->processes[i].is_alive || w->processes[i].domain != domain || q->kind != KIND_ANON || q->is_pinned)
                                 continue;
                         REQUIRE(q->content > 0 && q->content < CONTENTS);
-                        REQUIRE(++alone[q->content] <= 1);
+                        REQUIRE(++alone[q->content][place(w, q)] <= 1);
                 }
 }
 
 /* No shared page has more sharers than the cap, and no content more copies than it needs and one, but for those that runs keep. */
 static void require_compact(struct world *w, uint32_t domain, int64_t *ret_excess) {
         enum { CONTENTS = 512 };
-        uint32_t sharers[CONTENTS] = {}, copies[CONTENTS] = {};
+        uint32_t sharers[CONTENTS][NODES] = {}, copies[CONTENTS][NODES] = {};
         uint32_t cap = (uint32_t) core_tunables(w->core)->max_page_sharing;
         bool is_inexact = false;
 
@@ -251,23 +264,80 @@ static void require_compact(struct world *w, uint32_t domain, int64_t *ret_exces
                         REQUIRE(n[k] <= cap || w->max_map_count <= 400);
                         REQUIRE(n[k] == 0 || segment->content[k] < CONTENTS);
                         if (n[k] > 0) {
-                                sharers[segment->content[k]] += n[k];
-                                copies[segment->content[k]]++;
+                                unsigned node = core_wants_nodes(w->core) ? segment->nodes[k] : 0;
+
+                                sharers[segment->content[k]][node] += n[k];
+                                copies[segment->content[k]][node]++;
+                                /* With collisions some lie where they do until their time comes. */
+                                REQUIRE(!core_wants_nodes(w->core) || segment->node == (int32_t) node);
+                                REQUIRE(core_wants_nodes(w->core) || segment->node < 0);
                         }
                 }
                 free(n);
         }
-        for (uint32_t k = 0; k < CONTENTS && !is_inexact; k++) {
-                int64_t more = (int64_t) copies[k] - (sharers[k] + cap - 1) / cap - 1;
+        for (uint32_t k = 0; k < CONTENTS * NODES && !is_inexact; k++) {
+                uint32_t s = sharers[k / NODES][k % NODES], c = copies[k / NODES][k % NODES];
+                int64_t more = (int64_t) c - (s + cap - 1) / cap - 1;
 
                 *ret_excess += more > 0 ? more : 0;
         }
 }
 
+/* A long time passes in which nothing is written: books that say what the memory says, and all that is equal merged. */
+static void rest(struct world *w) {
+        struct counters n;
+        uint64_t merged = 0;
+
+        world_run(w, 300 * 1000 * 1000);
+        check(w);
+        for (uint32_t i = 0; i < w->n_processes; i++)
+                if (w->processes[i].is_alive && !w->processes[i].is_inexact)
+                        compare(w, &w->processes[i]);
+        if (w->collision_bits == 0 && w->max_map_count > 400) {
+                require_ideal(w, w->domains[0].id);
+                require_ideal(w, w->domains[1].id);
+        }
+        n = world_counters(w);
+        REQUIRE(n.slots_misplaced == 0);
+        /* What is tried again and again, of equal hash only, has room promised to it again and again. */
+        REQUIRE(!w->core->prune_due || w->max_map_count <= 400 || w->collision_bits > 0);
+        if (w->collision_bits == 0 && w->max_map_count > 400) {
+                int64_t excess = 0;
+
+                require_compact(w, w->domains[0].id, &excess);
+                require_compact(w, w->domains[1].id, &excess);
+                REQUIRE(excess <= n.dups_for_runs);
+        }
+        for (uint32_t i = 0; i < w->n_processes; i++)
+                if (w->processes[i].is_alive)
+                        merged += world_merged(w, i);
+        /* Nothing waits for an answer that will not come. */
+        for (enum page_state s = PAGE_NONE; s < PAGE_STATES; s++)
+                if (s == PAGE_READING || s == PAGE_PARTNER || s == PAGE_SOURCE || s == PAGE_MERGING || s == PAGE_ZEROING)
+                        REQUIRE(w->core->states[s] == 0);
+        /* Pages of ranges that were removed and added keep mappings that the books forgot. */
+        REQUIRE((uint64_t) (n.pages_shared + n.pages_sharing) <= merged);
+}
+
+/* Processes move to other nodes, with what they have or without; and perhaps nodes begin to matter, or cease to. */
+static void migrate_some(struct world *w) {
+        for (unsigned k = 0; k < 10; k++) {
+                uint32_t i = (uint32_t) world_random(w, w->n_processes);
+                uint64_t at = world_random(w, w->processes[i].n_pages), n = world_random(w, w->processes[i].n_pages - at) + 1;
+                unsigned node = (unsigned) world_random(w, w->n_nodes);
+
+                if (!w->processes[i].is_alive)
+                        continue;
+                w->processes[i].home = (uint8_t) node;
+                world_migrate(w, i, at, n, node);
+        }
+        if (world_random(w, 2))
+                (void) core_tunable_set(w->core, TUNABLE_merge_across_nodes, (int64_t) world_random(w, 2), w->now_usec);
+}
+
 /* Left alone, every history comes to rest with books that say what the memory says, and with all that is equal merged. */
 static void come_to_rest(struct world *w) {
         struct counters n;
-        uint64_t merged = 0;
 
         (void) core_tunable_set(w->core, TUNABLE_run, 1, w->now_usec);
         core_set_pace(w->core, CORE_PACE_NORMAL, w->now_usec);
@@ -286,33 +356,11 @@ static void come_to_rest(struct world *w) {
                 if (p->is_alive)
                         (void) world_register_all(w, p);
         }
-        world_run(w, 300 * 1000 * 1000);
-        check(w);
-        for (uint32_t i = 0; i < w->n_processes; i++)
-                if (w->processes[i].is_alive && !w->processes[i].is_inexact)
-                        compare(w, &w->processes[i]);
-        if (w->collision_bits == 0 && w->max_map_count > 400) {
-                require_ideal(w, w->domains[0].id);
-                require_ideal(w, w->domains[1].id);
+        rest(w);
+        for (unsigned k = 0; w->n_nodes && k < 3; k++) {
+                migrate_some(w);
+                rest(w);
         }
-        n = world_counters(w);
-        REQUIRE(!w->core->prune_due || w->max_map_count <= 400);
-        if (w->collision_bits == 0 && w->max_map_count > 400) {
-                int64_t excess = 0;
-
-                require_compact(w, w->domains[0].id, &excess);
-                require_compact(w, w->domains[1].id, &excess);
-                REQUIRE(excess <= n.dups_for_runs);
-        }
-        for (uint32_t i = 0; i < w->n_processes; i++)
-                if (w->processes[i].is_alive)
-                        merged += world_merged(w, i);
-        /* Nothing waits for an answer that will not come. */
-        for (enum page_state s = PAGE_NONE; s < PAGE_STATES; s++)
-                if (s == PAGE_READING || s == PAGE_PARTNER || s == PAGE_SOURCE || s == PAGE_MERGING || s == PAGE_ZEROING)
-                        REQUIRE(w->core->states[s] == 0);
-        /* Pages of ranges that were removed and added keep mappings that the books forgot. */
-        REQUIRE((uint64_t) (n.pages_shared + n.pages_sharing) <= merged);
         for (uint32_t i = 0; i < w->n_processes; i++)
                 if (w->processes[i].is_alive)
                         world_exit(w, i);
@@ -337,6 +385,10 @@ static uint64_t history(uint64_t seed, unsigned steps) {
         (void) core_tunable_set(w->core, TUNABLE_stable_node_chains_prune_millisecs, 1 + (int64_t) world_random(w, 200), w->now_usec);
         w->collision_bits = seed % 3 == 0 ? 7 : 0;
         w->leaves_gaps = seed % 4 < 2;
+        w->n_nodes = seed % 7 == 3 ? 2 : seed % 7 == 5 ? NODES : 0;
+        core_set_nodes(w->core, w->n_nodes > 1);
+        if (w->n_nodes)
+                (void) core_tunable_set(w->core, TUNABLE_merge_across_nodes, seed % 2 == 0, w->now_usec);
         w->max_map_count = seed % 5 == 0 ? 400 : 65530; /* short of VMAs: strips, and pages that stay alone */
         w->fail_permille = seed % 2 ? 50 : 0;
         for (unsigned i = 0; i < 4; i++)

@@ -70,6 +70,7 @@ void world_free(struct world *w) {
         for (uint32_t i = 0; i < w->n_segments; i++) {
                 free(w->segments[i].content);
                 free(w->segments[i].is_written);
+                free(w->segments[i].nodes);
         }
         free(w->processes);
         free(w->segments);
@@ -113,6 +114,8 @@ void world_exit(struct world *w, uint32_t process) {
 void world_write(struct world *w, uint32_t process, uint64_t i, uint32_t content) {
         struct sim_page *p = &w->processes[process].pages[i];
 
+        if (p->kind != KIND_ANON)
+                p->node = w->processes[process].home;
         p->kind = KIND_ANON;
         p->content = content;
         p->is_written = true;
@@ -143,11 +146,13 @@ void world_drop(struct world *w, uint32_t process, uint64_t i, uint64_t n) {
         register_again(w, p, i, n);
 }
 
-static enum core_apply_status restore_page(struct sim_page *q) {
+static enum core_apply_status restore_page(const struct sim_process *p, struct sim_page *q) {
         if (!q->in_file)
                 return CORE_VMA_GONE;
         if (q->is_pinned && q->kind == KIND_ANON)
                 return CORE_PINNED_OR_FORKED;
+        if (q->kind == KIND_FILE)
+                q->node = p->home;
         q->kind = q->kind == KIND_ZERO ? KIND_HOLE : KIND_ANON; /* the copy of a discarded page is left untouched */
         q->in_file = false;
         q->is_written = q->kind == KIND_ANON;
@@ -158,7 +163,7 @@ void world_register_anew(struct world *w, uint32_t process, uint64_t i, uint64_t
         struct sim_process *p = &w->processes[process];
 
         for (uint64_t k = i; k < i + n; k++)
-                p->is_inexact |= restore_page(&p->pages[k]) == CORE_PINNED_OR_FORKED;
+                p->is_inexact |= restore_page(p, &p->pages[k]) == CORE_PINNED_OR_FORKED;
         register_again(w, p, i, n);
 }
 
@@ -168,6 +173,46 @@ void world_discard(struct world *w, uint32_t process, uint64_t i, uint64_t n) {
                 q->content = 0;
                 q->is_written = q->in_file; /* made by the agent */
         }
+}
+
+static struct sim_segment *segment_of(const struct world *w, uint32_t id) {
+        for (uint32_t i = w->n_segments; i-- > 0;)
+                if (w->segments[i].id == id)
+                        return &w->segments[i];
+        return NULL;
+}
+
+unsigned world_node(const struct world *w, const struct sim_page *q) {
+        const struct sim_segment *s = q->kind == KIND_FILE ? segment_of(w, q->segment) : NULL;
+
+        return s ? s->nodes[q->slot] : q->node;
+}
+
+void world_migrate(struct world *w, uint32_t process, uint64_t i, uint64_t n, unsigned node) {
+        for (struct sim_page *q = &w->processes[process].pages[i]; n-- > 0; q++) {
+                const struct sim_segment *s = q->kind == KIND_FILE ? segment_of(w, q->segment) : NULL;
+
+                if (s)
+                        s->nodes[q->slot] = (uint8_t) node;
+                else
+                        q->node = (uint8_t) node;
+        }
+        w->has_migrated = true;
+}
+
+static void tell(struct world *w) {
+        if (w->has_migrated)
+                core_pages_migrated(w->core);
+        w->has_migrated = false;
+}
+
+/* What the core is told of a node that it has not asked for must not matter. */
+static int32_t told_node(struct world *w, const struct sim_page *q, bool is_wanted) {
+        if (!w->n_nodes)
+                return 0;
+        if (is_wanted && w->hides_nodes)
+                return -1;
+        return is_wanted ? (int32_t) world_node(w, q) : (int32_t) world_random(w, 5) - 1;
 }
 
 static struct sim_process *process_of(struct world *w, uint32_t client) {
@@ -222,11 +267,13 @@ static void answer_scan(struct world *w, const struct core_scan *s) {
         runs = calloc(s->max_runs, sizeof(*runs));
         MUST(runs);
         stop = end;
+        MUST(!s->wants_nodes || (!s->rewrite_protect && core_wants_nodes(w->core)));
         for (page = s->page; page < end; page++) {
                 const struct core_scan_gap *gap = gap_of(w, s, page);
                 struct sim_page *q = &p->pages[page - p->base];
                 uint32_t cat = (q->is_written ? CORE_WRITTEN : 0U) | (q->kind == KIND_FILE ? CORE_FILE : 0U) |
                                (q->kind == KIND_ZERO ? CORE_ZERO : 0U);
+                int32_t node = s->wants_nodes ? told_node(w, q, true) : -1;
 
                 if (gap) {
                         page += gap->n_pages - 1;
@@ -234,17 +281,18 @@ static void answer_scan(struct world *w, const struct core_scan *s) {
                 }
                 if (q->kind == KIND_HOLE || (s->rewrite_protect && !q->is_written))
                         continue;
-                if (n > 0 && runs[n - 1].page + runs[n - 1].n_pages == page && runs[n - 1].categories == cat) {
+                if (n > 0 && runs[n - 1].page + runs[n - 1].n_pages == page && runs[n - 1].categories == cat && runs[n - 1].node == node) {
                         runs[n - 1].n_pages++;
                 } else if (n == s->max_runs) {
                         stop = page;
                         break;
                 } else {
-                        runs[n++] = (struct core_run){ .page = page, .n_pages = 1, .categories = cat };
+                        runs[n++] = (struct core_run){ .page = page, .n_pages = 1, .categories = cat, .node = node };
                 }
                 if (s->rewrite_protect)
                         q->is_written = false;
                 w->n_scanned_pages++;
+                w->n_placed_pages += s->wants_nodes;
         }
         core_scan_done(w->core, s->op, w->now_usec, runs, n, stop, 0);
         free(runs);
@@ -254,13 +302,14 @@ static bool fails(struct world *w) {
         return w->fail_permille && world_random(w, 1000) < w->fail_permille;
 }
 
-static struct core_read_result look_at(struct world *w, struct sim_process *p, uint64_t page) {
+static struct core_read_result look_at(struct world *w, struct sim_process *p, uint64_t page, bool wants_nodes) {
         struct core_read_result r = { .status = CORE_READ_FAILED };
         const struct sim_page *q = &p->pages[page - p->base];
 
         if (!p->is_alive || q->kind == KIND_HOLE || fails(w))
                 return r;
         r.hash = world_hash(w, q->content);
+        r.node = told_node(w, q, wants_nodes);
         r.status = q->content ? CORE_READ_OK : CORE_READ_ALL_ZERO;
         return r;
 }
@@ -282,17 +331,17 @@ static void answer_read(struct world *w, const struct core_read *r) {
         for (uint32_t k = 0; k < r->n_pages; k++) {
                 MUST(k == 0 || r->pages[k] > r->pages[k - 1]);
                 MUST(r->pages[k] >= p->base && r->pages[k] < p->base + p->n_pages);
-                results[k] = look_at(w, p, r->pages[k]);
+                results[k] = look_at(w, p, r->pages[k], r->wants_nodes);
         }
         meanwhile(w, MEANWHILE_READ);
         core_read_done(w->core, r->op, w->now_usec, results);
 }
 
-static struct sim_segment *segment_of(struct world *w, uint32_t id) {
-        for (uint32_t i = w->n_segments; i-- > 0;)
-                if (w->segments[i].id == id)
-                        return &w->segments[i];
-        return NULL;
+/* Where the kernel puts the slot: as it is bound, if there is memory. */
+static uint32_t slot_node(struct world *w, int32_t wanted) {
+        if (w->is_full)
+                return ((uint32_t) wanted + 1) % w->n_nodes;
+        return wanted < 0 || fails(w) ? (uint32_t) world_random(w, w->n_nodes) : (uint32_t) wanted;
 }
 
 static void answer_publish(struct world *w, const struct core_publish *u) {
@@ -308,21 +357,25 @@ static void answer_publish(struct world *w, const struct core_publish *u) {
         if (!s) {
                 w->segments = grown(w->segments, w->n_segments + 1, sizeof(*s));
                 s = &w->segments[w->n_segments++];
-                *s = (struct sim_segment){ .id = u->segment, .domain = u->domain, .n_slots = u->segment_slots, .is_open = true };
+                *s = (struct sim_segment){ .id = u->segment, .domain = u->domain, .n_slots = u->segment_slots, .node = u->node, .is_open = true };
                 s->content = calloc(s->n_slots, sizeof(*s->content));
                 s->is_written = calloc(s->n_slots, sizeof(*s->is_written));
-                MUST(s->content && s->is_written);
+                s->nodes = calloc(s->n_slots, sizeof(*s->nodes));
+                MUST(s->content && s->is_written && s->nodes);
         }
-        MUST(s->is_open && !s->is_sealed && s->domain == u->domain && p->domain == u->domain);
+        MUST(s->is_open && !s->is_sealed && s->domain == u->domain && p->domain == u->domain && s->node == u->node);
         for (uint32_t k = 0; k < u->n_pages; k++) {
                 MUST(u->slots[k] < s->n_slots && !s->is_written[u->slots[k]]);
                 MUST(k == 0 || u->slots[k] > u->slots[k - 1]);
-                results[k] = look_at(w, p, u->pages[k]);
+                results[k] = look_at(w, p, u->pages[k], false);
                 if (results[k].status == CORE_READ_FAILED)
                         continue;
                 results[k].status = CORE_READ_OK;
                 s->content[u->slots[k]] = p->pages[u->pages[k] - p->base].content;
                 s->is_written[u->slots[k]] = true;
+                if (w->n_nodes)
+                        s->nodes[u->slots[k]] = (uint8_t) slot_node(w, u->node);
+                results[k].node = s->nodes[u->slots[k]];
         }
         meanwhile(w, MEANWHILE_PUBLISHED);
         s = segment_of(w, u->segment);
@@ -369,7 +422,7 @@ static enum core_apply_status apply_page(struct world *w, struct sim_process *p,
         if (a->kind == CORE_APPLY_MERGE)
                 return merge_page(w, p, page, e->segment, e->slot + (uint32_t) (page - e->page));
         if (a->kind == CORE_APPLY_RESTORE)
-                return p->has_no_witness && q->in_file && q->kind == KIND_ANON ? CORE_LATER : restore_page(q);
+                return p->has_no_witness && q->in_file && q->kind == KIND_ANON ? CORE_LATER : restore_page(p, q);
         if (q->kind != KIND_ANON && !q->in_file)
                 return CORE_VMA_GONE;
         if (p->has_no_witness && q->in_file && q->kind == KIND_ANON)
@@ -496,6 +549,7 @@ static uint64_t pump(struct world *w) {
                 uint64_t at;
 
                 again = false;
+                tell(w);
                 MUST(n < 1000000); /* work without end at one time */
                 next = core_tick(w->core, w->now_usec);
                 again |= next <= w->now_usec;
@@ -549,6 +603,8 @@ void world_step(struct world *w) {
                 (void) core_tick(w->core, w->now_usec);
         if (world_random(w, 8) == 0)
                 take_events(w);
+        if (w->has_migrated && world_random(w, 32) == 0)
+                tell(w);
 }
 
 struct counters world_counters(const struct world *w) {

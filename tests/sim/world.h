@@ -21,12 +21,14 @@ struct sim_page {
         uint32_t content;       /* 0 = zeros */
         uint32_t segment, slot; /* of the file mapping that it lies in, whatever is there */
         uint8_t kind;
+        uint8_t node; /* that it is on, if KIND_ANON */
         bool in_file, is_written, is_pinned;
         bool is_left_out; /* not registered */
 };
 struct sim_process {
         uint32_t client, domain;
         uint64_t base, n_pages;
+        uint8_t home; /* node that its new pages are on */
         struct sim_page *pages;
         bool is_alive, is_stuck; /* stuck: its agent answers BUSY */
         bool has_no_witness;     /* its agent answers LATER for private pages in mappings */
@@ -36,6 +38,8 @@ struct sim_process {
 struct sim_segment {
         uint32_t id, domain, n_slots;
         uint32_t *content;
+        uint8_t *nodes; /* that each slot is on */
+        int32_t node;   /* that it is bound to, or negative */
         bool *is_written;
         bool is_open, is_sealed;
 };
@@ -58,6 +62,11 @@ struct world {
         struct sim_op *ops; /* handed out and not answered */
         uint32_t n_ops, ops_capacity;
         uint32_t window, max_map_count; /* of processes to come */
+        uint8_t n_nodes;     /* 0: one, and none is ever asked for */
+        bool has_migrated;   /* the core has not been told yet */
+        bool is_full;        /* no node has the memory that a segment is to have of it */
+        bool hides_nodes;
+        uint64_t n_placed_pages; /* whose node a look asked for */
         uint64_t n_scans, n_scanned_pages, n_reads, n_applies, n_merged_calls, n_events, n_sealed, n_dropped;
         struct core_event last_event;
         unsigned collision_bits; /* hashes of only so many bits, 0 = all: equality of hashes is only a hint */
@@ -86,6 +95,10 @@ int world_register_all(struct world *w, struct sim_process *p);
 void world_drop(struct world *w, uint32_t process, uint64_t i, uint64_t n);
 /* The program takes pages out of merging and puts them in again: the agent restores them first, where it can. */
 void world_register_anew(struct world *w, uint32_t process, uint64_t i, uint64_t n);
+/* The kernel migrates pages to a node: private ones, and the slots that others map. */
+void world_migrate(struct world *w, uint32_t process, uint64_t i, uint64_t n, unsigned node);
+/* The node of a page that is there, in private memory or in a slot. */
+unsigned world_node(const struct world *w, const struct sim_page *q);
 /* MADV_DONTNEED: what lies in a file mapping stays there, as zero pages. */
 void world_discard(struct world *w, uint32_t process, uint64_t i, uint64_t n);
 

@@ -175,10 +175,10 @@ static void test_wrong_arguments(void **state) {
         struct world *w = world_new(1, NULL);
         uint32_t d = world_domain(w, "a"), segment;
 
-        assert_int_equal(core_segment_adopt(w->core, d + 1, 512, &segment), -ENOENT);
-        assert_int_equal(core_segment_adopt(w->core, d, 0, &segment), -EINVAL);
-        assert_int_equal(core_segment_adopt(w->core, d, 100, &segment), -EINVAL);
-        assert_int_equal(core_segment_adopt(w->core, d, 1024, &segment), 0);
+        assert_int_equal(core_segment_adopt(w->core, d + 1, 512, -1, &segment), -ENOENT);
+        assert_int_equal(core_segment_adopt(w->core, d, 0, -1, &segment), -EINVAL);
+        assert_int_equal(core_segment_adopt(w->core, d, 100, -1, &segment), -EINVAL);
+        assert_int_equal(core_segment_adopt(w->core, d, 1024, -1, &segment), 0);
         assert_int_equal(core_slot_adopt(w->core, d, segment, 1024, 1), -EINVAL);
         assert_int_equal(core_slot_adopt(w->core, d, segment + 1, 0, 1), -EINVAL);
         assert_int_equal(core_slot_adopt(w->core, d + 1, segment, 0, 1), -EINVAL);
