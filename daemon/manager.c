@@ -18,6 +18,7 @@
 #include "daemon/recover.h"
 #include "daemon/scanner.h"
 #include "daemon/session.h"
+#include "daemon/sys/numa.h"
 #include "daemon/sys/sandbox.h"
 
 /* Reading and hashing is memory bound: more than four threads add little, and one would let a single slow client hold
@@ -165,6 +166,19 @@ static bool tick_sessions(struct manager *m, uint64_t now) {
         return !m->tick_next;
 }
 
+/* What the kernel migrated the core looks at in the next pass. */
+static void look_for_migrations(struct manager *m) {
+        uint64_t n;
+        if (!core_wants_nodes(m->core))
+                return;
+        int r = numa_migrations(m->vmstat_fd, &n);
+        if (r == -EBADMSG || (r == 0 && n == m->n_migrated))
+                return;
+        if (r == 0) /* else it may have */
+                m->n_migrated = n;
+        core_pages_migrated(m->core);
+}
+
 static void on_liveness(uv_timer_t *handle) {
         struct manager *m = handle->data;
         uint64_t now = now_usec();
@@ -177,6 +191,7 @@ static void on_liveness(uv_timer_t *handle) {
         check_lost(m, now);
         room_look(&m->room, m->core, now);
         governor_look(&m->governor, now);
+        look_for_migrations(m);
         listener_tick(m->listener);
         check_private(m, now);
         bool has_accounts = account_tick(m, now);
@@ -205,8 +220,8 @@ void manager_stop(struct manager *m) {
 
 int manager_set_tunable(struct manager *m, enum tunable_id id, int64_t value) {
         int r = core_tunable_set(m->core, id, value, now_usec());
-        if (r == 0 && id == TUNABLE_merge_across_nodes && value == 0)
-                log_notice("merge_across_nodes=0 is noted, but this version still merges across NUMA nodes");
+        if (r == 0 && id == TUNABLE_merge_across_nodes && value == 0 && m->n_nodes == 1)
+                log_notice("merge_across_nodes=0 changes nothing here: the machine has one NUMA node");
         return r;
 }
 
@@ -371,9 +386,12 @@ static int start_core(struct manager *m) {
         if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
                 return -EIO;
         int r = core_new(NULL, seed, &m->core);
-        if (r == 0)
-                set_tunables(m, &m->config.tunables);
-        return r;
+        if (r < 0)
+                return r;
+        m->n_nodes = numa_count();
+        core_set_nodes(m->core, m->n_nodes > 1);
+        set_tunables(m, &m->config.tunables);
+        return 0;
 }
 
 /* The allow-list goes in before the workers, which inherit it. */
@@ -409,6 +427,7 @@ int manager_new(const struct config *config, int argc, char **argv, int uffd_dev
         m->max_sessions = raise_fd_limit();
         room_open(&m->room);
         governor_open(&m->governor, m->config.pressure_file, now_usec());
+        m->vmstat_fd = numa_open_vmstat();
         r = start_handles(m);
         if (r < 0)
                 log_errno(r, "event loop");
@@ -488,6 +507,7 @@ struct manager *manager_free(struct manager *m) {
         close_fd(m->uffd_device);
         room_close(&m->room);
         governor_close(&m->governor);
+        m->vmstat_fd = close_fd(m->vmstat_fd);
         free(m);
         return NULL;
 }

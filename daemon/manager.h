@@ -64,6 +64,9 @@ struct manager {
         uint64_t n_refused; /* connections, for lack of something */
         struct room room;
         struct governor governor;
+        unsigned n_nodes; /* with memory, at the start */
+        int vmstat_fd;       /* where the kernel counts migrations */
+        uint64_t n_migrated; /* that it had counted at the last look */
         uint64_t started_usec, tick_due_usec;
         uint64_t empty_since_usec; /* no connection since then; 0 = there is one */
         bool had_session, loop_ready;

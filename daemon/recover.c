@@ -48,7 +48,7 @@ static int adopt_file(struct manager *m, struct segment_file *file, const char *
                 r = store_domain_open(&m->store, domain_id, key, key_size, &domain);
         if (r != 0)
                 return r;
-        r = core_segment_adopt(m->core, domain_id, file->n_slots, -1, &segment);
+        r = core_segment_adopt(m->core, domain_id, file->n_slots, file->node, &segment);
         if (r == 0)
                 r = store_segment_adopt(&m->store, segment, domain, file);
         if (r == 0) {

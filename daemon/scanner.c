@@ -6,9 +6,11 @@
 
 #include "common/fault.h"
 #include "common/log.h"
-#include "daemon/client.h"
 #include "daemon/bounds.h"
+#include "daemon/client.h"
+#include "daemon/placing.h"
 #include "daemon/session.h"
+#include "daemon/sys/numa.h"
 #include "daemon/sys/pagemap.h"
 #include "daemon/sys/reader.h"
 
@@ -17,6 +19,7 @@ enum job_kind { JOB_SCAN, JOB_READ, JOB_PUBLISH };
 struct job {
         struct worker_job base;
         struct job *next_free;
+        struct scanner *scanner;
         enum job_kind kind;
         bool fast;
         uint64_t op;
@@ -26,6 +29,8 @@ struct job {
         struct store_domain *domain;
         struct store_segment *segment;
         struct uid_account *account;
+        struct placing *placing; /* kept from the first job that wanted nodes; NULL: none did, or there was no memory */
+        bool is_placing;
         union {
                 struct core_scan scan;
                 struct core_read read;
@@ -109,8 +114,13 @@ static void run_scan(struct worker_job *base, void *userdata) {
                         .n_pages = (regions[i].end - regions[i].start) >> KSM_PAGE_SHIFT,
                         .categories = (c & PAGE_IS_WRITTEN ? CORE_WRITTEN : 0U) | (c & PAGE_IS_FILE ? CORE_FILE : 0U) |
                                       (c & PAGE_IS_PFNZERO ? CORE_ZERO : 0U) | (c & PAGE_IS_HUGE ? CORE_HUGE : 0U),
+                        .node = -1,
                 };
         }
+        if (!j->is_placing)
+                return;
+        placing_name_runs(j->placing, j->runs, &j->n_runs, &j->end_page);
+        placing_ask_kernel(j->placing, j->process->pid);
 }
 
 static void run_read(struct worker_job *base, void *userdata) {
@@ -123,7 +133,7 @@ static void run_read(struct worker_job *base, void *userdata) {
                 for (unsigned k = 0; k < n; k++) {
                         const uint8_t *page = scratch->pages + k * KSM_PAGE_SIZE;
                         struct core_read_result *r = &j->results[i + k];
-                        *r = (struct core_read_result){ .status = CORE_READ_FAILED };
+                        *r = (struct core_read_result){ .status = CORE_READ_FAILED, .node = -1 };
                         if (!scratch->ok[k])
                                 continue;
                         r->status = digest_page_is_zero(page) ? CORE_READ_ALL_ZERO : CORE_READ_OK;
@@ -132,7 +142,23 @@ static void run_read(struct worker_job *base, void *userdata) {
                 i += n;
         }
         j->error = 0;
+        if (j->is_placing) { /* what was swapped out is there now */
+                placing_name_pages(j->placing, read->pages, read->n_pages);
+                placing_ask_kernel(j->placing, j->process->pid);
+        }
         fault_point(FAULT_read_hashed);
+}
+
+/* Are they where they should be? Our own memory: nobody can keep us from asking. */
+static void look_at_slots(struct job *j) {
+        uint64_t first = (uint64_t) j->segment->segment->slots >> KSM_PAGE_SHIFT, pages[CORE_PUBLISH_PAGES];
+        int16_t nodes[CORE_PUBLISH_PAGES];
+        for (uint32_t i = 0; i < j->publish.n_pages; i++)
+                pages[i] = first + j->publish.slots[i];
+        if (numa_nodes(0, pages, j->publish.n_pages, nodes) < 0)
+                return;
+        for (uint32_t i = 0; i < j->publish.n_pages; i++)
+                j->results[i].node = nodes[i];
 }
 
 /* The hash is taken from the slot, after the copy: the page may change while it is copied, the slot never again. */
@@ -143,7 +169,7 @@ static void run_publish(struct worker_job *base, void *userdata) {
         j->error = 0;
         for (uint32_t i = 0; i < publish->n_pages; i++) {
                 struct core_read_result *r = &j->results[i];
-                *r = (struct core_read_result){ .status = CORE_READ_FAILED };
+                *r = (struct core_read_result){ .status = CORE_READ_FAILED, .node = -1 };
                 if (atomic_load_explicit(&j->process->closing, memory_order_relaxed))
                         continue;
                 uint8_t *slot = slots + publish->slots[i] * KSM_PAGE_SIZE;
@@ -152,6 +178,8 @@ static void run_publish(struct worker_job *base, void *userdata) {
                 r->status = CORE_READ_OK;
                 r->hash = digest_page(&j->domain->secret, slot);
         }
+        if (publish->node >= 0)
+                look_at_slots(j);
         fault_point(FAULT_publish_written);
 }
 
@@ -162,7 +190,9 @@ static struct job *job_get(struct scanner *s) {
         if (j)
                 s->free_jobs = j->next_free;
         else
-                j = malloc(sizeof(*j));
+                j = calloc(1, sizeof(*j));
+        if (j)
+                j->scanner = s;
         return j;
 }
 
@@ -203,6 +233,10 @@ static void answer(struct scanner *s, struct job *j, bool failed, uint64_t now) 
         s->loop_cpu_usec += clock_usec(CLOCK_THREAD_CPUTIME_ID) - cpu_before;
 }
 
+static bool wants_nodes(const struct job *j) {
+        return (j->kind == JOB_SCAN && j->scan.wants_nodes) || (j->kind == JOB_READ && j->read.wants_nodes);
+}
+
 /* Takes hold of what the worker will use. -ESRCH: the client has left. */
 static int job_hold(struct scanner *s, struct job *j) {
         struct client *c = client_find(s->manager, j->client);
@@ -214,7 +248,7 @@ static int job_hold(struct scanner *s, struct job *j) {
                         return -EINVAL;
                 struct store_segment *segment;
                 int r = store_segment_open(&s->manager->store, j->publish.segment, c->domain, j->publish.segment_slots,
-                                           &segment);
+                                           j->publish.node, &segment);
                 if (r < 0)
                         return r;
                 j->segment = segment;
@@ -227,6 +261,9 @@ static int job_hold(struct scanner *s, struct job *j) {
         }
         j->domain = store_domain_ref(c->domain);
         j->process = process_ref(c->process);
+        if (wants_nodes(j) && !j->placing)
+                j->placing = malloc(sizeof(*j->placing)); /* without it nodes are not known, this time */
+        j->is_placing = wants_nodes(j) && j->placing;
         j->account = c->session->account;
         j->account->n_jobs++;
         return 0;
@@ -326,6 +363,43 @@ bool scanner_dispatch(struct scanner *s, uint64_t now, uint64_t *ret_next_usec) 
         return true;
 }
 
+/* -- nodes ----------------------------------------------------------------------------------------------------------------- */
+
+/* What is known of nodes goes into the results. */
+static void place_results(struct job *j) {
+        if (j->kind == JOB_SCAN)
+                placing_split_runs(j->placing, j->runs, &j->n_runs, &j->end_page);
+        for (uint32_t i = 0; j->kind == JOB_READ && i < j->read.n_pages; i++)
+                j->results[i].node = j->placing->nodes[i];
+}
+
+static void on_nodes(struct nodes_question *q, int error) {
+        struct job *j = ((struct placing *) q)->owner;
+        struct scanner *s = j->scanner;
+        place_results(j);
+        answer(s, j, false, now_usec());
+        job_release(s, j);
+}
+
+/* True: on_nodes will go on with the job, when the process has told what the kernel did not. */
+static bool ask_process(struct scanner *s, struct job *j) {
+        struct placing *p = j->placing;
+        struct client *c = client_find(s->manager, j->client);
+        p->owner = j;
+        p->question = (struct nodes_question){ .pages = p->pages, .n_pages = p->n_pages, .ret_nodes = p->nodes, .done = on_nodes };
+        return c && p->n_pages > 0 && nodes_ask(c, &p->question) == 0;
+}
+
+/* True: it will be answered later. */
+static bool is_placed_later(struct scanner *s, struct job *j) {
+        if (!j->is_placing || j->error < 0)
+                return false;
+        if (j->placing->error < 0 && ask_process(s, j))
+                return true;
+        place_results(j);
+        return false;
+}
+
 void scanner_job_done(struct scanner *s, struct worker_job *base) {
         struct job *j = (struct job *) base;
         if (base->slow && --j->account->n_slow == 0)
@@ -337,6 +411,8 @@ void scanner_job_done(struct scanner *s, struct worker_job *base) {
                 j->account->n_lost--;
         } else {
                 s->n_running--;
+                if (!base->cancelled && is_placed_later(s, j))
+                        return;
                 answer(s, j, base->cancelled, now_usec());
         }
         job_release(s, j);
@@ -382,6 +458,7 @@ struct scanner *scanner_free(struct scanner *s) {
         while (s->free_jobs) {
                 struct job *j = s->free_jobs;
                 s->free_jobs = j->next_free;
+                free(j->placing);
                 free(j);
         }
         free(s);

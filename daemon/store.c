@@ -89,12 +89,12 @@ int store_segment_adopt(struct store *s, uint32_t id, struct store_domain *domai
         return add_segment(s, id, domain, file, true);
 }
 
-int store_segment_open(struct store *s, uint32_t id, struct store_domain *domain, uint32_t n_slots, struct store_segment **ret) {
+int store_segment_open(struct store *s, uint32_t id, struct store_domain *domain, uint32_t n_slots, int node, struct store_segment **ret) {
         _cleanup_(segment_file_freep) struct segment_file *file = NULL;
         *ret = store_segment_find(s, id);
         if (*ret)
                 return 0;
-        int r = segment_file_new(n_slots, domain->key, domain->key_size, &file);
+        int r = segment_file_new(n_slots, node, domain->key, domain->key_size, &file);
         if (r < 0)
                 return r;
         bool is_kept = file->has_label && notify_keep_fd(file->client_fd, file->inode);

@@ -58,8 +58,8 @@ struct store_domain *store_domain_unref(struct store_domain *d);
 struct store_segment *store_segment_find(struct store *s, uint32_t id);
 /* The one whose memfd has this inode number, or NULL. */
 struct store_segment *store_segment_by_inode(struct store *s, uint64_t inode);
-/* Finds or creates. 0 or -errno. */
-int store_segment_open(struct store *s, uint32_t id, struct store_domain *domain, uint32_t n_slots, struct store_segment **ret);
+/* Finds or creates, with memory that comes from the node, -1: from any. 0 or -errno. */
+int store_segment_open(struct store *s, uint32_t id, struct store_domain *domain, uint32_t n_slots, int node, struct store_segment **ret);
 /* A file that is there, of an earlier daemon and kept by the service manager. It is the store's from then on, not on failure. 0 or -errno. */
 int store_segment_adopt(struct store *s, uint32_t id, struct store_domain *domain, struct segment_file *file);
 void store_segment_pin(struct store_segment *s);

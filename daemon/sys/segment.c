@@ -10,15 +10,18 @@
 
 #include "common/fault.h"
 #include "common/uapi.h"
+#include "daemon/sys/numa.h"
 
 #define SEALS_OPEN (F_SEAL_FUTURE_WRITE | F_SEAL_GROW | F_SEAL_SHRINK)
 #define SEGMENT_MODE 0400 /* a memfd starts as 0777: anyone holding a read-only fd could reopen it writable through /proc */
 /* Changes with the meaning of the label or of the slots: a daemon takes over only what it would have made itself. */
 #define LABEL_VERSION 1
+#define NODE_IDS 1024 /* the kernel's most, CONFIG_NODES_SHIFT */
 
 struct label {
         char magic[16];
-        uint32_t version, n_slots, key_size, reserved;
+        uint32_t version, n_slots, key_size;
+        uint32_t nid; /* the node + 1 that its memory is to come from; 0: any */
         uint8_t key[SEGMENT_KEY_BYTES];
 };
 _Static_assert(sizeof(struct label) <= KSM_PAGE_SIZE, "the label is one page");
@@ -36,7 +39,7 @@ static int memfd_open(void) {
 static int write_label(struct segment_file *s, const void *key, size_t key_size) {
         if (key_size == 0 || key_size > SEGMENT_KEY_BYTES)
                 return 0;
-        struct label label = { .version = LABEL_VERSION, .n_slots = s->n_slots, .key_size = (uint32_t) key_size };
+        struct label label = { .version = LABEL_VERSION, .n_slots = s->n_slots, .key_size = (uint32_t) key_size, .nid = (uint32_t) (s->node + 1) };
         memcpy(label.magic, label_magic, sizeof(label_magic));
         memcpy(label.key, key, key_size);
         ssize_t n = pwrite(s->fd, &label, sizeof(label), (off_t) (s->n_slots * KSM_PAGE_SIZE));
@@ -46,13 +49,13 @@ static int write_label(struct segment_file *s, const void *key, size_t key_size)
         return 0;
 }
 
-int segment_file_new(uint32_t n_slots, const void *key, size_t key_size, struct segment_file **ret) {
+int segment_file_new(uint32_t n_slots, int node, const void *key, size_t key_size, struct segment_file **ret) {
         if (n_slots == 0 || n_slots > SEGMENT_LIMIT_SLOTS)
                 return -EINVAL;
         _cleanup_(segment_file_freep) struct segment_file *s = malloc(sizeof(*s));
         if (!s)
                 return -ENOMEM;
-        *s = (struct segment_file){ .fd = -1, .client_fd = -1, .n_slots = n_slots };
+        *s = (struct segment_file){ .fd = -1, .client_fd = -1, .n_slots = n_slots, .node = node };
         int fd = memfd_open();
         if (fd < 0)
                 return fd;
@@ -66,7 +69,9 @@ int segment_file_new(uint32_t n_slots, const void *key, size_t key_size, struct 
         if (p == MAP_FAILED)
                 return -errno;
         s->slots = p;
-        int r = write_label(s, key, key_size);
+        int r = node < 0 ? 0 : numa_bind(p, n_slots * KSM_PAGE_SIZE, node);
+        if (r == 0)
+                r = write_label(s, key, key_size);
         if (r < 0)
                 return r;
         fault_point(FAULT_segment_made);
@@ -100,7 +105,7 @@ static const char *refuse_label(const struct label *label, const struct stat *st
         if (label->version != LABEL_VERSION)
                 return "made by another version";
         if (label->n_slots == 0 || label->n_slots > SEGMENT_LIMIT_SLOTS || label->key_size == 0 ||
-            label->key_size > SEGMENT_KEY_BYTES || (uint64_t) st->st_size != (label->n_slots + 1) * KSM_PAGE_SIZE)
+            label->key_size > SEGMENT_KEY_BYTES || label->nid > NODE_IDS || (uint64_t) st->st_size != (label->n_slots + 1) * KSM_PAGE_SIZE)
                 return "its label does not fit it";
         return NULL;
 }
@@ -128,7 +133,7 @@ int segment_file_adopt(int fd, struct segment_file **ret, void *ret_key, size_t 
                 *ret_reason = "out of memory";
                 return -ENOMEM;
         }
-        *s = (struct segment_file){ .fd = -1, .client_fd = fd, .n_slots = label.n_slots, .inode = st.st_ino, .has_label = true };
+        *s = (struct segment_file){ .fd = -1, .client_fd = fd, .n_slots = label.n_slots, .node = (int) label.nid - 1, .inode = st.st_ino, .has_label = true };
         memcpy(ret_key, label.key, label.key_size);
         *ret_key_size = label.key_size;
         *ret = s;

@@ -26,11 +26,12 @@ struct segment_file {
         uint8_t *slots; /* the writable mapping; NULL once sealed */
         uint32_t n_slots;
         uint64_t inode; /* what the owner of a mapping of it reads in /proc/self/maps */
+        int node; /* that its memory is to come from; -1: any */
         bool has_label;
 };
 
-/* key: that of its domain, for the label. 0 or -errno. */
-int segment_file_new(uint32_t n_slots, const void *key, size_t key_size, struct segment_file **ret);
+/* node: that its memory is to come from (numa_bind: a wish), -1: any. key: that of its domain, for the label. 0 or -errno. */
+int segment_file_new(uint32_t n_slots, int node, const void *key, size_t key_size, struct segment_file **ret);
 
 /* Takes over what segment_file_new of an earlier daemon made: fd is its client_fd, which stays the caller's on failure. Nothing can
  * have changed it since: that its seals, owner and mode are those of a segment is checked, and the label's shape.

@@ -292,7 +292,7 @@ int main(int argc, char **argv) {
                 printf("SKIP: /dev/userfaultfd: %s\n", strerror(errno));
                 return 77;
         }
-        errno = -segment_file_new(SLOTS, NULL, 0, &segment);
+        errno = -segment_file_new(SLOTS, -1, NULL, 0, &segment);
         if (errno)
                 die("segment");
         strcpy(address.sun_path, argv[1]);

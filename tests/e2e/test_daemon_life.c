@@ -180,7 +180,7 @@ static void test_reload(void **state) {
         daemon_wait_log(&d, "configuration read again", 2);
         assert_int_equal(get_tunable(admin, TUNABLE_pages_to_scan), 500);
         assert_int_equal(get_tunable(admin, TUNABLE_merge_across_nodes), 0);
-        assert_int_equal(daemon_log_lines(&d, "merge_across_nodes=0 is noted"), 1);
+        assert_int_equal(daemon_log_lines(&d, "the machine has one NUMA node"), access("/sys/devices/system/node/node1", F_OK) < 0);
         write_config("[tunables]\npages_to_scan = 222\n");
         assert_int_equal(kill(d.pid, SIGHUP), 0);
         daemon_wait_log(&d, "configuration read again", 3);

@@ -192,7 +192,7 @@ static void assert_slots_on(const struct segment_file *s, unsigned first, unsign
 static void fill_on_each_cpu(int node, int n_cpus) {
         static const uint8_t bytes[KSM_PAGE_SIZE] = { 1 };
         struct segment_file *s;
-        assert_int_equal(segment_file_new(SLOTS, "key", 3, &s), 0);
+        assert_int_equal(segment_file_new(SLOTS, -1, "key", 3, &s), 0);
         assert_int_equal(numa_bind(s->slots, SLOTS * KSM_PAGE_SIZE, node), 0);
         unsigned slot = 0;
         for (int cpu = 0; cpu < n_cpus && slot + 2 <= SLOTS; cpu++, slot += 2) {

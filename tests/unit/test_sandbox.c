@@ -48,7 +48,7 @@ static int daily_work(void) {
         const char *reason;
         int pair[2];
         /* A seal, a thread, a peer, a config file, a page of memory: each as the daemon does it while it runs. */
-        if (digest_secret_draw(&secret) < 0 || segment_file_new(16, "key", 3, &s) < 0 || segment_file_seal(s) < 0)
+        if (digest_secret_draw(&secret) < 0 || segment_file_new(16, -1, "key", 3, &s) < 0 || segment_file_seal(s) < 0)
                 return 1;
         segment_file_free(s);
         if (pthread_create(&thread, NULL, in_thread, NULL) != 0 || pthread_join(thread, NULL) != 0)
@@ -75,7 +75,7 @@ static int ask_about_nodes(void) {
         struct segment_file *s;
         int16_t node;
         uint64_t n;
-        if (segment_file_new(16, "key", 3, &s) < 0)
+        if (segment_file_new(16, -1, "key", 3, &s) < 0)
                 return 1;
         uint64_t page = (uintptr_t) s->slots >> KSM_PAGE_SHIFT;
         (void) numa_bind(s->slots, 16 * KSM_PAGE_SIZE, 0);

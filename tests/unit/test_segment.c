@@ -42,7 +42,7 @@ static void assert_client_cannot_change(int fd) {
 
 static void test_life(void **state) {
         struct segment_file *s;
-        assert_int_equal(segment_file_new(SLOTS, "key", 3, &s), 0);
+        assert_int_equal(segment_file_new(SLOTS, -1, "key", 3, &s), 0);
         struct stat st;
         assert_int_equal(fstat(s->client_fd, &st), 0);
         assert_int_equal(st.st_mode & 07777, 0400);
@@ -78,7 +78,7 @@ static void test_no_memfd(void **state) {
         struct segment_file *s, *adopted = NULL;
         size_t key_size;
         const char *reason = NULL;
-        assert_int_equal(segment_file_new(SLOTS, "key", 3, &s), 0);
+        assert_int_equal(segment_file_new(SLOTS, -1, "key", 3, &s), 0);
         assert_int_equal(pread(s->client_fd, bytes, sizeof(bytes), 0), sizeof(bytes));
         int fd = mkstemp(name);
         assert_true(fd >= 0);
@@ -96,8 +96,8 @@ static void test_no_memfd(void **state) {
 
 static void test_bounds(void **state) {
         struct segment_file *s = NULL;
-        assert_int_equal(segment_file_new(0, NULL, 0, &s), -EINVAL);
-        assert_int_equal(segment_file_new(SEGMENT_LIMIT_SLOTS + 1, NULL, 0, &s), -EINVAL);
+        assert_int_equal(segment_file_new(0, -1, NULL, 0, &s), -EINVAL);
+        assert_int_equal(segment_file_new(SEGMENT_LIMIT_SLOTS + 1, -1, NULL, 0, &s), -EINVAL);
         assert_null(s);
         assert_null(segment_file_free(NULL));
 }

@@ -319,8 +319,8 @@ static void test_runs_of_other_domains(void **state) {
         struct store_domain *other;
         struct store_segment *own, *foreign;
         assert_int_equal(store_domain_open(&manager.store, DOMAIN + 1, DOMAIN_KEY, strlen(DOMAIN_KEY), &other), 0);
-        assert_int_equal(store_segment_open(&manager.store, 1, client.domain, SLOTS, &own), 0);
-        assert_int_equal(store_segment_open(&manager.store, 2, other, SLOTS, &foreign), 0);
+        assert_int_equal(store_segment_open(&manager.store, 1, client.domain, SLOTS, -1, &own), 0);
+        assert_int_equal(store_segment_open(&manager.store, 2, other, SLOTS, -1, &foreign), 0);
         const struct run_element runs[] = {
                 { .page = first_page(), .inode = foreign->segment->inode, .n_pages = 1, .slot = 0 },
                 { .page = first_page() + 1, .inode = own->segment->inode, .n_pages = 1, .slot = 1 },

@@ -73,8 +73,8 @@ static void test_pinned(void **state) {
                 store_init(&s);
                 s.workers = *state;
                 assert_int_equal(store_domain_open(&s, 1, KEY, strlen(KEY), &d), 0);
-                assert_int_equal(store_segment_open(&s, 7, d, SLOTS, &segment), 0);
-                assert_int_equal(store_segment_open(&s, 7, d, SLOTS, &again), 0);
+                assert_int_equal(store_segment_open(&s, 7, d, SLOTS, -1, &segment), 0);
+                assert_int_equal(store_segment_open(&s, 7, d, SLOTS, -1, &again), 0);
                 assert_ptr_equal(segment, again);
                 assert_ptr_equal(store_segment_by_inode(&s, segment->segment->inode), segment);
                 store_segment_pin(segment);
