@@ -201,6 +201,15 @@ DAEMON_FAULTS = [
         ("fds-inherited", "received descriptors survive an exec", "recvmsg(fd, &message, MSG_CMSG_CLOEXEC)", "recvmsg(fd, &message, 0)"),
     )] + [
 
+    # -- the system calls of NUMA nodes (daemon/sys/) -------------------------------------------------------------------------------
+    ] + [Fault(name, "8", text, "daemon/sys/sandbox.c", old, new, ("sandbox",)) for name, text, old, new in (
+        ("filter-lets-move", "the filter lets the daemon move pages", "SCMP_SYS(move_pages), 1, SCMP_A3(SCMP_CMP_EQ, 0));", "SCMP_SYS(move_pages), 0);"),
+        ("filter-lets-bind", "the filter lets the daemon bind to a node alone", "SCMP_SYS(mbind), 2, SCMP_A2(SCMP_CMP_EQ, MPOL_PREFERRED),", "SCMP_SYS(mbind), 1,"),
+    )] + [
+    Fault("numa-calls-overlap", "5.6", "nodes of one call land on the pages of the first", "daemon/sys/numa.c",
+          "ret_nodes[i + k] = ", "ret_nodes[k] = ", ("numa",)),
+    Fault("numa-list-short", "5.6", "of nodes 0 to 3 three are counted", "daemon/sys/numa.c", "last - first + 1;", "last - first;", ("numa",)),
+
     # -- questions for NUMA nodes (daemon/nodes.c) ---------------------------------------------------------------------------------
     ] + [Fault(name, "5.6", text, "daemon/nodes.c", old, new, ("shell",)) for name, text, old, new in (
         ("nodes-for-another-op", "NODES with any op is taken", "c->nodes[0].op != ((const struct msg_nodes *) f->body)->op || ", ""),
