@@ -13,7 +13,7 @@
 static const char no_memory[] = "no memory";
 
 struct totals {
-        uint64_t states[PAGE_STATES];
+        uint32_t states[PAGE_STATES];
         uint64_t blocks, extents, vmas, registered;
         uint64_t segments, written, dead, sharers, shared, chains, dups, for_runs, misplaced;
 };

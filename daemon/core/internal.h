@@ -255,7 +255,7 @@ struct client {
         struct walk sweep, request_walk, retry;
         struct request *requests, *requests_tail; /* the first is the active one */
 
-        uint64_t states[PAGE_STATES];
+        uint32_t states[PAGE_STATES]; /* how many of its pages are in each; of all clients they are below 2^31 (BLOCKS_MAX) */
         int64_t vmas_used, vmas_pending;
         uint64_t budget_usec, busy_usec; /* no merge, no apply before */
         unsigned budget_tries, busy_tries;
@@ -367,7 +367,7 @@ struct core {
         uint32_t n_held;         /* adopted segments */
         uint64_t adopted_usec;   /* the grace begins */
 
-        uint64_t states[PAGE_STATES];
+        uint32_t states[PAGE_STATES];
         uint64_t registered_pages, slots_shared, slots_sharers, chains, dups, dups_for_runs;
         uint64_t segments, segment_slots_written, slots_dead, n_live_clients;
         uint64_t n_publishing_pages; /* handed out, perhaps not yet written */
@@ -648,7 +648,7 @@ void advisor_scan_begins(struct core *c, uint64_t now_usec);
 void advisor_scan_ends(struct core *c, uint64_t now_usec);
 
 /* stats.c */
-uint64_t states_tracked(const uint64_t states[PAGE_STATES]);
+uint64_t states_tracked(const uint32_t states[PAGE_STATES]);
 
 /* trace.c: probes */
 void trace_answer(const struct core *c, uint32_t block, unsigned i, enum core_apply_status status); /* page is MERGING or ZEROING */

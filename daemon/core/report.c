@@ -45,7 +45,7 @@ static unsigned smallest_domains(const struct core *c, uint32_t after, struct co
         return n;
 }
 
-static void add_states(const uint64_t states[PAGE_STATES], struct core_domain_counters *sum) {
+static void add_states(const uint32_t states[PAGE_STATES], struct core_domain_counters *sum) {
         sum->tracked_pages += states_tracked(states);
         sum->merged_pages += states[PAGE_MERGED];
         sum->zero_pages += states[PAGE_ZEROED];
@@ -88,7 +88,8 @@ struct summing {
 };
 
 static void add_block(const struct block *b, uint64_t start, uint64_t end, struct core_range_counters *sum) {
-        uint64_t states[PAGE_STATES] = { 0 }, first = b->number << BLOCK_SHIFT;
+        uint64_t first = b->number << BLOCK_SHIFT;
+        uint32_t states[PAGE_STATES] = { 0 };
 
         for (unsigned i = 0; i < BLOCK_PAGES; i++)
                 if (first + i >= start && first + i < end)

@@ -3,7 +3,7 @@
 #include "daemon/core/internal.h"
 
 /* Pages that are there and whose state is kept; holes given back and other daemons' segments are not. */
-uint64_t states_tracked(const uint64_t states[PAGE_STATES]) {
+uint64_t states_tracked(const uint32_t states[PAGE_STATES]) {
         uint64_t n = 0;
 
         for (unsigned s = PAGE_FRESH; s < PAGE_STATES; s++)
