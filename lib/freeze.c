@@ -127,18 +127,34 @@ uint64_t freeze_certify(struct transition *t, uint64_t frozen) {
         return frozen & ~private;
 }
 
-/* The bytes of a page that must be private from now on, into staging (already zero). The agent never touches the page
- * itself: it could wait for its own guard. */
-static int copy_page(struct transition *t, uint64_t address, bool present, bool removed, uint8_t *to) {
-        struct agent *a = t->a;
-        if (removed)
-                return 0;
-        if (!present) {
-                uint64_t done;
-                (void) context_continue(&a->guard, address, address + KSM_PAGE_SIZE, &done);
+/* The bytes of a run of present pages into staging; returns those that are there. The agent never touches the pages itself: it could
+ * wait for its own guard. */
+static uint64_t copy_run(struct transition *t, unsigned at, unsigned n, uint8_t *to) {
+        uint64_t copied = 0;
+        /* All of staging in one call is half the price of a page fault each. Should it fail, they come one by one. */
+        (void) sys_madvise((uint64_t) to, (uint64_t) n << KSM_PAGE_SHIFT, MADV_POPULATE_WRITE);
+        for (unsigned i = 0; i < n;) {
+                size_t offset = (size_t) i << KSM_PAGE_SHIFT, length = (size_t) (n - i) << KSM_PAGE_SHIFT;
+                long got = sys_pread(t->a->mem_fd, to + offset, length, page_address(t->base, at + i));
+                unsigned k = got > 0 ? (unsigned) ((size_t) got >> KSM_PAGE_SHIFT) : 0;
+                copied |= run_bits(at + i, k);
+                if (k == 0)
+                        transition_set(t, run_bits(at + i, 1), APPLY_ERROR);
+                i += MAX(k, 1U);
         }
-        long n = sys_pread(a->mem_fd, to, KSM_PAGE_SIZE, address);
-        return n == (long) KSM_PAGE_SIZE ? 0 : n < 0 ? (int) n : -EIO;
+        return copied;
+}
+
+/* The bytes of pages that must be private from now on, into staging (already zero). Returns the pages of which they are there. */
+static uint64_t copy_pages(struct transition *t, unsigned at, uint64_t pages, uint64_t present, uint64_t removed, uint8_t *staging) {
+        uint64_t copied = pages & removed;
+        for (uint64_t m = pages & ~removed & ~present; m; m &= m - 1) {
+                uint64_t address = page_address(t->base, (unsigned) __builtin_ctzll(m)), done;
+                (void) context_continue(&t->a->guard, address, address + KSM_PAGE_SIZE, &done);
+        }
+        for (unsigned i = 0, n; next_run(pages & ~removed, &i, &n); i += n)
+                copied |= copy_run(t, i, n, staging + ((size_t) (i - at) << KSM_PAGE_SHIFT));
+        return copied;
 }
 
 /* mremap over the run. Its failures come before anything changed, but for one that the kernel takes for granted not to happen
@@ -171,16 +187,8 @@ static uint64_t copy_and_replace(struct transition *t, unsigned at, unsigned n, 
                 transition_set(t, bits, APPLY_BUDGET);
                 return 0;
         }
-        for (uint64_t m = copied; m; m &= m - 1) {
-                unsigned i = (unsigned) __builtin_ctzll(m);
-                /* A removed page that is there has been filled again, or its discard failed (MADV_FREE). */
-                bool removed = ((b->removed & ~look.present) | look.zero) >> i & 1;
-                uint8_t *to = (uint8_t *) staging + ((uint64_t) (i - at) << KSM_PAGE_SHIFT);
-                if (copy_page(t, page_address(t->base, i), look.present >> i & 1, removed, to) < 0) {
-                        copied &= ~(1ULL << i);
-                        transition_set(t, 1ULL << i, APPLY_ERROR);
-                }
-        }
+        /* A removed page that is there has been filled again, or its discard failed (MADV_FREE). */
+        copied = copy_pages(t, at, copied, look.present, (b->removed & ~look.present) | look.zero, (uint8_t *) staging);
         if (vma_prot(v) != (PROT_READ | PROT_WRITE) && sys_mprotect((uint64_t) staging, length, vma_prot(v)) < 0) {
                 transition_set(t, copied, APPLY_BUDGET);
                 copied = 0;

@@ -83,7 +83,7 @@ AGENT_FAULTS = [
           "        uint64_t private = private_pages(&look, frozen);\n        if (private)", "        uint64_t private = private_pages(&look, 0);\n        if (private)",
           REMERGE),
     Fault("restored-as-zeros", "I1, 6.3", "a discarded page that was written again is restored as zeros", "lib/freeze.c",
-          "                bool removed = ((b->removed & ~look.present) | look.zero) >> i & 1;", "                bool removed = b->removed >> i & 1;",
+          "look.present, (b->removed & ~look.present) | look.zero, (uint8_t *) staging);", "look.present, b->removed, (uint8_t *) staging);",
           REMERGE),
     Fault("restore-loses-protection", "I7, 6.3", "a restored page is writable though the program forbade it", "lib/freeze.c",
           "        if (vma_prot(v) != (PROT_READ | PROT_WRITE) && sys_mprotect((uint64_t) staging, length, vma_prot(v)) < 0)",
