@@ -58,6 +58,18 @@ def cost(middle, side):
     return engine + agents + with_merging - without
 
 
+def percentile(buckets, part):
+    """Of a histogram, [(upper bound, count), ...] in ascending order, the last bound None: between the bounds of the bucket that holds it,
+    as if they lay evenly there. In the last bucket: its lower bound."""
+    total = sum(n for _, n in buckets)
+    below, lower = 0, 0
+    for upper, n in buckets:
+        if n and below + n >= part * total:
+            return lower if upper is None else lower + (upper - lower) * (part * total - below) / n
+        below, lower = below + n, upper
+    return None
+
+
 def number(value):
     """Three digits; counts whole, nothing in powers of ten."""
     if value is None:

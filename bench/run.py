@@ -27,18 +27,20 @@ def say(text):
 
 
 def run_round(row, plan, result):
-    known = {}
+    known, curves = {}, {}
     for label, make in row.sides(plan, known):
         side = make()
         begin = time.monotonic()
         found = row.measure(side, plan)
         curve = found.pop("curve", None)
         if curve:
-            result["curves"].setdefault(label, curve)
+            curves[label] = curve
         known[label] = results.rounded(found)
         result["settings"][label] = side.settings_text
         shown = ", ".join(f"{text} {with_unit(known[label].get(name), unit)}" for name, unit, text in row.shows)
         say(f"  {label:16} {shown}  ({time.monotonic() - begin:.0f} s)")
+    row.finish(known, curves)
+    result["curves"] = result["curves"] or curves  # one round's are enough to draw
     return known
 
 

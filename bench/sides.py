@@ -3,6 +3,7 @@
 They are the engines of tests/e2e/workloads (which put back what they change on the machine) with a pass period and with
 figures. CPU time comes from the kernel's clock of a process (nanoseconds, threads that have ended included)."""
 import pathlib
+import re
 import sys
 import time
 
@@ -92,6 +93,15 @@ class UserksmSide(Userksm):
     def scans(self):
         return self.stats()["full_scans"]
 
+    def waits(self):
+        """Accesses that waited on a page in transition: [(at most so many microseconds, how many)], the last without a bound."""
+        stats, found = self.stats(), []
+        for name, n in stats.items():
+            kind, bound = re.fullmatch(r"(?:wait_(le|gt)_(\d+)_usec)?.*", name).groups()
+            if kind:
+                found.append((int(bound) if kind == "le" else None, n))
+        return found
+
     def set_period(self, period_s, n_pages):
         self.settings["pass_millisecs"] = round(period_s * 1000)
         self.ctl("set", f"pass_millisecs={self.settings['pass_millisecs']}")
@@ -142,15 +152,19 @@ class KsmSide(KernelKsm):
         (KSM / "pages_to_scan").write_text(self.SETTINGS["pages_to_scan"])
 
 
-def wait_saved(side, meter, n_pages, seconds):
+def wait_saved(side, meter, n_pages, seconds, quiet_seconds=None):
     """Waits until so many pages are saved. Returns the way there: [wall seconds, CPU seconds of engine and agents, MiB saved] at each look.
-    A side that saves less in all that time is an error."""
+    A side that saves less in all that time is an error; with quiet_seconds it is enough that it saves no more for so long."""
     curve = []
+    best = last_rise = 0
 
     def look():
+        nonlocal best, last_rise
         saved, cost = side.saved_pages(), meter.read()
         curve.append([round(cost["wall_s"], 3), round(cost["engine_cpu_s"] + cost["agents_cpu_s"], 4), round(saved / 256, 1)])
-        return saved >= n_pages
+        if saved > best:
+            best, last_rise = saved, cost["wall_s"]
+        return saved >= n_pages or (quiet_seconds and cost["wall_s"] - last_rise >= quiet_seconds)
     wait_until(look, seconds, f"{side.label}: {n_pages:.0f} pages saved", LOOK_SECONDS)
     return curve
 

@@ -32,9 +32,14 @@ class Workload:
                 ("ksm", lambda: KsmSide(n_pages=self.n_pages(plan), period_s=plan.period_s))]
 
     def measure(self, side, plan):
+        """What one side did and cost, on fresh processes: a dict of numbers, and "curve" where there is one (sides.wait_saved)."""
         raise NotImplementedError
 
+    def finish(self, known, curves):
+        """Adds to a round's figures what only all sides together tell."""
+
     def checks(self, middle):
+        """Checks, from the medians {side: {figure: number}}."""
         raise NotImplementedError
 
 

@@ -1,7 +1,7 @@
 """Rows about merging and taking apart: CPU and time until it is done, and what the processes feel."""
-from figures import Check, difference, figure
+from figures import Check, difference, figure, percentile
 from sides import KsmSide, Plain, UserksmSide, ksm_pages_for_share, wait_saved
-from subjects import Meter, area, subjects
+from subjects import Meter, area, subjects, warm
 from workloads.base import Workload, cost_ratio, figure_ratio
 
 DONE = 0.99
@@ -37,8 +37,8 @@ class Converge(Workload):
 
     def measure(self, side, plan):
         with side, subjects(side, self.n_processes, self.areas(plan)) as running:
-            meter = Meter(side, running)
-            curve = None
+            warm(plan.mib(self.mib_full))  # for the shared pages
+            meter, curve = Meter(side, running), None
             if side.offers:
                 side.start_merging()
                 curve = wait_saved(side, meter, self.oracle_pages(plan) * DONE, self.limit_s)
@@ -50,6 +50,74 @@ class Converge(Workload):
         return [Check("CPU to 99 % of the oracle, of ksmd's", cost_ratio(middle), 1 / 2, "x"),
                 Check("wall time, of ksmd's at the same period", figure_ratio(middle, "wall_s"), 1 / 2, "x"),
                 Check("wall time, of ksmd's at equal CPU", figure_ratio(middle, "wall_s", "userksm", "ksm, equal CPU"), 1 / 2, "x")]
+
+
+class Scattered(Converge):
+    name = "scattered"
+    title = "4 processes of 256 MiB, every 8th page common, in a different order in each"
+    target = "CPU per merged page at most 2.5 times ksmd's; the same savings until the VMA budget"
+    stride, mib_full = 8, 256
+    # Short runs wait for two more passes.
+    quiet_passes = 5
+    shows = (("page_us", "us", "CPU a saved page"), ("saved_mib", "MiB", "saved"), ("wall_s", "s", "time"),
+             ("engine_cpu_s", "s", "CPU of daemon or ksmd"), ("agents_cpu_s", "s", "CPU of agents"))
+
+    def n_pages(self, plan):
+        return self.n_processes * plan.mib(self.mib_full) * 256
+
+    def areas(self, plan):
+        return [area("scattered", plan.mib(self.mib_full), self.stride)]
+
+    def oracle_pages(self, plan):
+        return (self.n_processes - 1) * plan.mib(self.mib_full) * 256 // self.stride
+
+    def sides(self, plan, known):
+        return Workload.sides(self, plan, known)
+
+    def measure(self, side, plan):
+        with side, subjects(side, self.n_processes, self.areas(plan)) as running:
+            meter = Meter(side, running)
+            curve = None
+            if side.offers:
+                side.start_merging()
+                curve = wait_saved(side, meter, self.oracle_pages(plan) * DONE, self.limit_s, self.quiet_passes * plan.period_s)
+            found = {**meter.read(), "curve": curve, "saved_mib": side.saved_pages() / 256}
+        if found["saved_mib"]:
+            found["page_us"] = 1e6 * sum(found[f"{part}_cpu_s"] for part in ("engine", "agents", "subjects")) / (found["saved_mib"] * 256)
+        return found
+
+    def checks(self, middle):
+        return [Check("CPU a saved page, of ksmd's", figure_ratio(middle, "page_us"), 2.5, "x"),
+                Check("saved, of what ksmd saves", figure_ratio(middle, "saved_mib"), DONE, "x", at_least=True)]
+
+
+class Stall(Converge):
+    name = "stall"
+    title = "4 processes of 256 MiB that load words at random places of their memory all the time, while half of it is merged"
+    target = "time an access waited on a page in transition: p99.9 at most 200 us, maximum reported"
+    mib_full, visit_seconds = 128, 6
+    shows = (("waits", "", "accesses that waited"), ("p999_us", "us", "p99.9 of these waits"), ("longest_us", "us", "longest access of any kind"),
+             ("visits", "", "accesses timed"))
+
+    def sides(self, plan, known):
+        return [("plain", Plain), ("userksm", UserksmSide), ("ksm", KsmSide)]
+
+    def measure(self, side, plan):
+        with side, subjects(side, self.n_processes, self.areas(plan)) as running:
+            meter = Meter(side, running)
+            for s in running:
+                s.tell(f"visit {self.visit_seconds * 1000}")
+            if side.offers:
+                side.start_merging()
+            told = [s.answer() for s in running]
+            found = {**meter.read(), "visits": sum(t["samples"] for t in told), "longest_us": max(t["max_ns"] for t in told) / 1000}
+            if isinstance(side, UserksmSide):
+                waits = side.waits()
+                found.update(waits=sum(n for _, n in waits), p999_us=percentile(waits, 0.999))
+        return found
+
+    def checks(self, middle):
+        return [Check("p99.9 of the waits", figure(middle, "userksm", "p999_us"), 200, "us")]
 
 
 class Pair(Workload):
@@ -67,6 +135,7 @@ class Pair(Workload):
             if side.offers:
                 side.start_merging()
                 wait_saved(side, Meter(side, running), self.n_pages(plan) // 2 * DONE, self.limit_s)
+            warm(plan.mib(self.mib_full))
             return self.happens(side, running)
 
 

@@ -1,4 +1,5 @@
 """Rows about what watching costs: nothing written, a tenth written, all written, nothing there."""
+import dataclasses
 import time
 
 from figures import Check, figure, ratio
@@ -73,9 +74,9 @@ class Dirty(Workload):
                      write_us=wrote["cpu_ns"] / wrote["pages"] / 1000)
         return found
 
-    def slowdown(self, middle, side):
+    def slowdown(self, middle, side, name="write_us"):
         """Percent more CPU a page than without merging."""
-        more = figure_ratio(middle, "write_us", side, "plain")
+        more = figure_ratio(middle, name, side, "plain")
         return None if more is None else 100 * (more - 1)
 
     def pass_cpu_ms(self, middle, side):
@@ -89,6 +90,33 @@ class Dirty(Workload):
     def checks(self, middle):
         return [Check("CPU a pass, of ksmd's", ratio(self.pass_cpu_ms(middle, "userksm"), self.pass_cpu_ms(middle, "ksm")), 1 / 8, "x"),
                 Check("writer slowdown", self.slowdown(middle, "userksm"), self.slowdown_percent, "%")]
+
+
+class Hot(Dirty):
+    name = "hot"
+    title = "512 MiB rewritten all the time"
+    target = "writer slowdown at most 1 % once backed off, at most 3 % before"
+    step, mib_full = 1, 512
+    before_s, window_s = 5, 10
+    # Blocks rewritten in every pass are left out of 1, 3, 7, ... passes: of how many, after this many.
+    passes_until_quiet = 64
+    shows = (("before_us", "us", "writer's CPU a page, first seconds"), ("write_us", "us", "later"), ("before_faults", "", "page faults, first seconds"),
+             ("faults", "", "later"), ("engine_cpu_s", "s", "CPU of daemon or ksmd, later"))
+
+    def measure(self, side, plan):
+        with side, subjects(side, 1, [area("unique", plan.mib(self.mib_full))]) as (writer,):
+            if side.offers:
+                side.start_merging()
+            before = writer.ask(f"write 0 1 {self.before_s * 1000}")
+            if side.offers:
+                writer.ask(f"write 0 1 {self.passes_until_quiet * 1000}")  # at userksm's default of a pass a second
+            found = self.window(side, dataclasses.replace(plan, passes=1, period_s=self.window_s), writer)
+            found.update(before_us=before["cpu_ns"] / before["pages"] / 1000, before_faults=before["minor_faults"])
+        return found
+
+    def checks(self, middle):
+        return [Check("writer slowdown in the first seconds", self.slowdown(middle, "userksm", "before_us"), 3, "%"),
+                Check("writer slowdown after a minute", self.slowdown(middle, "userksm"), 1, "%")]
 
 
 class Sparse(Workload):
