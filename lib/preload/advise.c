@@ -91,19 +91,6 @@ static int advise_dontneed(void *addr, size_t length, int advice, const struct s
         return r;
 }
 
-static int advise_restored(void *addr, size_t length, int advice, const struct span *span) {
-        int left = enter_restored(span->start, span->end);
-        int saved = errno;
-        int r = REAL(madvise)(addr, length, advice);
-        leave();
-        /* The kernel may free such pages at any time, or never: what stays in a file mapping is never freed. */
-        if (r < 0 && left != 0 && advice == MADV_FREE && errno == EINVAL) {
-                errno = saved;
-                r = 0;
-        }
-        return r;
-}
-
 /* The first merged run in [start, end), as far as it lies in one block. */
 static bool find_merged(uint64_t start, uint64_t end, struct span *ret) {
         struct book_walk w = { .start = start, .end = end };
@@ -114,6 +101,32 @@ static bool find_merged(uint64_t start, uint64_t end, struct span *ret) {
         uint64_t base = block << (BLOCK_SHIFT + KSM_PAGE_SHIFT);
         *ret = (struct span) { page_address(base, i), page_address(base, i + n) };
         return true;
+}
+
+/* What stays merged, because a page of it may be pinned, is a private mapping of a file: of that the kernel says EACCES, of memory without a
+ * file EINVAL. It goes over the mappings in their order, so what lies before is its to judge. Inside the lock. */
+static int refuse_remove(void *addr, const struct span *span) {
+        struct span run;
+        if (!find_merged(span->start, span->end, &run))
+                return fail(EACCES);
+        if (run.start > span->start && REAL(madvise)(addr, run.start - span->start, MADV_REMOVE) < 0 && errno != ENOMEM)
+                return -1;
+        return fail(EINVAL);
+}
+
+static int advise_restored(void *addr, size_t length, int advice, const struct span *span) {
+        int left = enter_restored(span->start, span->end);
+        int saved = errno;
+        int r = REAL(madvise)(addr, length, advice);
+        if (r < 0 && left != 0 && advice == MADV_REMOVE && errno == EACCES)
+                r = refuse_remove(addr, span);
+        leave();
+        /* The kernel may free such pages at any time, or never: what stays in a file mapping is never freed. */
+        if (r < 0 && left != 0 && advice == MADV_FREE && errno == EINVAL) {
+                errno = saved;
+                r = 0;
+        }
+        return r;
 }
 
 static int guard_piece(uint64_t start, uint64_t end) {

@@ -210,6 +210,8 @@ static void advice(void) {
         struct io_uring ring;
         x = merged_pair();
         bool pinned = pin(&ring, x.p + 3 * PAGE);
+        SHOW(madvise(x.p + 3 * PAGE, PAGE, MADV_REMOVE));
+        SHOW(wrong(x.p, BYTES, x.content));
         SHOW(madvise(x.p, BYTES, MADV_GUARD_INSTALL));
         SHOW(write(fd[1], x.p + 3 * PAGE, 1));
         SHOW(madvise(x.p, BYTES, MADV_GUARD_REMOVE));

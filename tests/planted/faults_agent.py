@@ -25,6 +25,8 @@ AGENT_FAULTS = [
     Fault("discard-before-guard", "I7, 6.4", "a discard from before the guard, heard in the transition, is none of the transition's", "lib/events.c",
           "        (void) context_drain(&a->shared, &shared);\n",
           "        struct transition *t = a->current;\n        a->current = NULL;\n        (void) context_drain(&a->shared, &shared);\n        a->current = t;\n", ("populate",)),
+    Fault("remove-of-pinned", "I7, 6.4", "MADV_REMOVE of pinned pages says that they are a file's", "lib/preload/advise.c",
+          "                r = refuse_remove(addr, span);\n", "                (void) refuse_remove;\n", ("shim-merged",)),
     Fault("populated-unprotected", "I2, 6.1 step 4", "a write to a merged page is not tracked", "lib/context.c",
           "                                     .mode = UFFDIO_CONTINUE_MODE_WP | UFFDIO_CONTINUE_MODE_DONTWAKE };",
           "                                     .mode = UFFDIO_CONTINUE_MODE_DONTWAKE };", ("transitions", "accounting") + LIB + ("sharing", "shim-daemon")),
