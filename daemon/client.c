@@ -449,9 +449,11 @@ static void on_stats(struct client *c, const struct msg_agent_stats *body) {
                 return;
         }
         c->stats = *body;
+        c->flags &= ~(uint32_t) HELLO_MERGE_ANY;
+        c->flags |= body->flags & AGENT_MERGE_ANY ? HELLO_MERGE_ANY : 0;
         core_client_set_vmas(c->manager->core, c->id, body->n_vmas);
         fault_point(FAULT_stats_come);
-        if (body->raw_syscalls && !c->raw) {
+        if (body->flags & AGENT_RAW && !c->raw) {
                 c->raw = true;
                 account_log(c->manager, c->session->account, LOG_NOTICE, "changes mappings without libc",
                             "client pid %d uid %u (%s) changes mappings without libc: left alone from now on",

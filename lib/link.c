@@ -206,7 +206,7 @@ int link_request_merge(struct agent *a, uint32_t cookie, uint64_t start, uint64_
 
 static void send_stats(struct agent *a, uint64_t now) {
         a->stats_at_usec = now + STATS_PERIOD_USEC;
-        a->figures.raw = a->raw;
+        a->figures.flags = (a->raw ? AGENT_RAW : 0) | (a->merge_any ? AGENT_MERGE_ANY : 0);
         if (memcmp(&a->figures, &a->figures_sent, sizeof(a->figures)) == 0)
                 return;
         struct msg_agent_stats m = {
@@ -214,7 +214,7 @@ static void send_stats(struct agent *a, uint64_t now) {
                 .transitions = a->figures.transitions,
                 .busy = a->figures.busy,
                 .n_vmas = a->figures.n_vmas,
-                .raw_syscalls = a->figures.raw,
+                .flags = a->figures.flags,
         };
         for (unsigned i = 0; i < WAIT_BUCKETS; i++)
                 m.waits[i] = a->figures.waits[i];

@@ -22,7 +22,7 @@
 
 struct figures {
         uint64_t transitions, busy, waits[WAIT_BUCKETS];
-        uint32_t n_vmas, raw;
+        uint32_t n_vmas, flags; /* enum agent_flags */
 };
 
 struct agent {

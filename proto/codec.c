@@ -73,7 +73,7 @@ static const struct field_rule rules[] = {
         NUMBER(MERGE_DONE, msg_merge_done, error, 0, MAX_ERRNO),
         RESERVED(MERGE_DONE, msg_merge_done, reserved),
         NUMBER(AGENT_STATS, msg_agent_stats, n_vmas, 0, INT_VALUE_MAX),
-        NUMBER(AGENT_STATS, msg_agent_stats, raw_syscalls, 0, 1),
+        NUMBER(AGENT_STATS, msg_agent_stats, flags, 0, AGENT_FLAGS_ALL),
         NUMBER(SEGMENT, msg_segment, n_slots, 1, SEGMENT_SLOTS_MAX),
         RESERVED(SEGMENT_DROP, msg_segment_drop, reserved),
         NUMBER(APPLY, msg_apply, op, 1, UINT64_MAX),

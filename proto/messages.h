@@ -123,7 +123,12 @@ struct msg_agent_stats {
         uint64_t busy;  /* transitions put off: a thread was inside a mapping call */
         uint64_t waits[8]; /* wait_bucket_usec of common/counters.h */
         uint32_t n_vmas;
-        uint32_t raw_syscalls; /* 1: mappings are changed without libc, merging has stopped here */
+        uint32_t flags; /* enum agent_flags, as it is now */
+};
+enum agent_flags {
+        AGENT_RAW = 1 << 0,       /* mappings are changed without libc, merging has stopped here */
+        AGENT_MERGE_ANY = 1 << 1, /* as HELLO_MERGE_ANY: the program may turn it on and off (PR_SET_MEMORY_MERGE) */
+        AGENT_FLAGS_ALL = AGENT_RAW | AGENT_MERGE_ANY,
 };
 
 /* daemon -> agent, with fd { segment, O_RDONLY }: known until SEGMENT_DROP or disconnect. */

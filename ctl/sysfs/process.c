@@ -38,7 +38,8 @@ size_t process_show(enum process_file file, const struct client_element *client,
         else
                 n = snprintf(text, PROCESS_TEXT_BYTES,
                              "ksm_rmap_items %" PRIu64 "\nksm_zero_pages %" PRIu64 "\nksm_merging_pages %" PRIu64
-                             "\nksm_process_profit %" PRId64 "\n",
-                             c->tracked_pages, c->zero_pages, c->merged_pages, c->profit_bytes);
+                             "\nksm_process_profit %" PRId64 "\nksm_merge_any: %s\nksm_mergeable: %s\n",
+                             c->tracked_pages, c->zero_pages, c->merged_pages, c->profit_bytes,
+                             c->flags & HELLO_MERGE_ANY ? "yes" : "no", c->n_ranges > 0 ? "yes" : "no");
         return (size_t) n;
 }

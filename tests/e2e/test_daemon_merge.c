@@ -341,7 +341,7 @@ static void test_raw_client_is_left_alone(void **state) {
         struct fake_agent a, b;
         struct msg_admin_done done;
         fake_agent_start(&a, &the_daemon);
-        const struct msg_agent_stats stats = { .raw_syscalls = 1 };
+        const struct msg_agent_stats stats = { .flags = AGENT_RAW };
         fake_agent_map(&a, 128);
         for (size_t i = 0; i < 128; i++)
                 fill(fake_page(&a, i), i % 64);

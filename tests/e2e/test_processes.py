@@ -4,8 +4,11 @@ ranges = process, processes = domain, domains = totals."""
 import json
 import os
 import struct
+import subprocess
+import sys
 
 from harness import Daemon, Victim, run, skip, until
+from test_shim_support import SHIM
 
 USERS = (0, 65534, 65533)
 COMMON, ZERO, OWN = 512, 128, 64
@@ -160,5 +163,38 @@ def test_who_may_see_what():
             v.quit()
 
 
+ADVISES = """
+import ctypes, mmap, sys
+libc = ctypes.CDLL(None, use_errno=True)
+memory = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for line in sys.stdin:
+    if line == "mergeable\\n":
+        assert not libc.madvise(ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(memory))), ctypes.c_size_t(1 << 20), 12)
+    else:
+        assert not libc.prctl(67, ctypes.c_ulong(int(line)), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
+    print("done", flush=True)
+"""
+
+
+def test_merge_any_is_what_it_is_now():
+    """PR_SET_MEMORY_MERGE by a program that is connected already: its status follows."""
+    with Daemon() as d:
+        environment = {"PATH": os.environ["PATH"], "LD_PRELOAD": str(SHIM), "USERKSM_SOCKET": d.socket, "USERKSM_RULES_DIR": ""}
+        p = subprocess.Popen([sys.executable, "-c", ADVISES], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+        def do(what, merge_any):
+            p.stdin.write(what + "\n")
+            p.stdin.flush()
+            assert p.stdout.readline() == "done\n"
+            lines = f"ksm_merge_any: {merge_any}\nksm_mergeable: yes\n"
+            until(lambda: lines in d.ctl("status", str(p.pid), check=False).stdout, 30, f"{what}: {lines}")
+
+        do("mergeable", "no")
+        do("1", "yes")
+        do("0", "no")
+        p.communicate()
+        assert p.returncode == 0, p.returncode
+
+
 if __name__ == "__main__":
-    run(test_processes_ranges_and_domains, test_who_may_see_what)
+    run(test_processes_ranges_and_domains, test_who_may_see_what, test_merge_any_is_what_it_is_now)

@@ -164,7 +164,7 @@ static uint32_t tame(uint16_t type, void *body, void *elements, uint32_t count, 
                 break;
         case MSG_AGENT_STATS:
                 b.agent_stats->n_vmas = random_int(state);
-                b.agent_stats->raw_syscalls = (uint32_t) random_below(state, 2);
+                b.agent_stats->flags = (uint32_t) random_below(state, AGENT_FLAGS_ALL + 1);
                 break;
         case MSG_SEGMENT:
                 b.segment->n_slots = 1 + (uint32_t) random_below(state, SEGMENT_SLOTS_MAX);

@@ -200,7 +200,7 @@ static const struct bad_field bad_fields[] = {
         BODY(MERGE_DONE, msg_merge_done, error, (uint32_t) -1, CODEC_VALUE),
         BODY(MERGE_DONE, msg_merge_done, reserved, 1, CODEC_RESERVED),
         BODY(AGENT_STATS, msg_agent_stats, n_vmas, UINT32_MAX, CODEC_VALUE),
-        BODY(AGENT_STATS, msg_agent_stats, raw_syscalls, 2, CODEC_VALUE),
+        BODY(AGENT_STATS, msg_agent_stats, flags, AGENT_FLAGS_ALL + 1, CODEC_VALUE),
         BODY(SEGMENT, msg_segment, n_slots, 0, CODEC_VALUE),
         BODY(SEGMENT, msg_segment, n_slots, SEGMENT_SLOTS_MAX + 1, CODEC_VALUE),
         BODY(SEGMENT_DROP, msg_segment_drop, reserved, 1, CODEC_RESERVED),
