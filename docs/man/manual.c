@@ -4,6 +4,7 @@
  *     @tunables@   [tunables] (common/tunables.h)
  *     @counters@   common/counters.h
  *     @verbs@      ksmctl's verbs with their help (ctl/verb_list.h)
+ *     @files@      files of /sys/kernel/mm/ksm (ctl/sysfs/attribute.h), @domain_files@ those of a domain (ctl/sysfs/domain.h)
  *
  * stands for what the table says, and @version@ anywhere in a line for VERSION. So pages and --help cannot differ. */
 #include <stdio.h>
@@ -13,6 +14,8 @@
 #include "common/cleanup.h"
 #include "common/counters.h"
 #include "common/tunables.h"
+#include "ctl/sysfs/attribute.h"
+#include "ctl/sysfs/domain.h"
 #include "daemon/config.h"
 #include "docs/man/roff.h"
 
@@ -68,11 +71,40 @@ static void put_counters(void) {
 #undef X
 }
 
+/* Tunables have their text in userksmd(8). */
+static void put_files(void) {
+        static const char *const counter_texts[] = {
+#define X(name, unit, text) [COUNTER_##name] = text,
+                COUNTERS(X)
+#undef X
+        };
+        char range[TUNABLE_TEXT_BYTES];
+
+#define T(name, format) roff_entry(#name, tunable_format_range(TUNABLE_##name, range), "read and written");
+#define C(name, counter) roff_entry(#name, "", counter_texts[COUNTER_##counter]);
+        ATTRIBUTES(T, C)
+#undef T
+#undef C
+}
+
+static void put_domain_files(void) {
+        static const char *const names[] = {
+#define X(name, value) #name,
+                DOMAIN_FILES(X)
+#undef X
+        };
+
+        for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+                printf("%s%s", i ? ", " : "", names[i]);
+        printf("; and key, which says what its processes have in common.\n");
+}
+
 static void put_template_line(char *line, const char *version) {
         static const struct {
                 const char *name;
                 void (*put)(void);
-        } tables[] = { { "@options@\n", put_options }, { "@tunables@\n", put_tunables }, { "@counters@\n", put_counters }, { "@verbs@\n", roff_verbs } };
+        } tables[] = { { "@options@\n", put_options },   { "@tunables@\n", put_tunables }, { "@counters@\n", put_counters },
+                       { "@verbs@\n", roff_verbs },      { "@files@\n", put_files },       { "@domain_files@\n", put_domain_files } };
         char *at = strstr(line, "@version@");
 
         for (size_t i = 0; i < ARRAY_SIZE(tables); i++)

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """The manual pages: groff and man have nothing to remark, and every key of --help is there with its range and default.
 
-usage: test_manual.py USERKSMD KSMCTL USERKSMD_8 KSMCTL_1. Skips (77) without groff."""
+usage: test_manual.py USERKSMD KSMCTL USERKSM_SYSFS USERKSMD_8 KSMCTL_1 USERKSM_SYSFS_8. Skips (77) without groff."""
+import pathlib
 import re
 import shutil
 import subprocess
 import sys
 
-userksmd, ksmctl, daemon_page, ctl_page = sys.argv[1:]
+userksmd, ksmctl, sysfs, daemon_page, ctl_page, sysfs_page = sys.argv[1:]
 failures = []
 
 
@@ -32,7 +33,7 @@ if not shutil.which("groff"):
     sys.exit(77)
 
 pages = {}
-for page in daemon_page, ctl_page:
+for page in daemon_page, ctl_page, sysfs_page:
     output, remarks = run("groff", "-man", "-ww", "-z", page)
     check(f"groff -man -ww -z {page}: no remark", not (output or remarks), output + remarks)
     # One long line a paragraph, so that nothing is hyphenated or broken.
@@ -59,4 +60,12 @@ for verb in verbs:
     check(f"ksmctl(1): {verb} says what it does", words(first) in text, first)
 for name in re.findall(r"^  (\w+) ", run(ksmctl, "stats", "--help")[0].split("Counters:")[1], re.M):
     check(f"ksmctl(1): {name}", re.search(rf" {name} ", text) is not None)
+text = words(pages[sysfs_page])
+options = re.findall(r"^  (?:-\w, )?--(\w+)", run(sysfs, "--help")[0], re.M)
+check("userksm-sysfs(8): options", len(options) >= 4 and all(f"--{o}" in text for o in options), str(options))
+# By the kernel's own files where there are any: the table has no others (tests/e2e/test_sysfs.py).
+files = [p.name for p in pathlib.Path("/sys/kernel/mm/ksm").glob("*")] or ["run", "pages_sharing"]
+for name in files:
+    check(f"userksm-sysfs(8): {name}", f" {name} " in text)
+check("userksm-sysfs(8): files of a domain", "processes, registered_pages, " in text and "; and key" in text, text)
 sys.exit(1 if failures else 0)
