@@ -6,6 +6,7 @@ from fault import Fault, LIB, SHIM
 from faults_agent import AGENT_FAULTS
 from faults_core import CORE_FAULTS
 from faults_daemon import DAEMON_FAULTS
+from faults_tools import TOOLS_FAULTS
 
 FAULTS = [
     # -- merge and zero, step by step (lib/hole.c, lib/place.c) --------------------------------------------------------------
@@ -155,4 +156,4 @@ FAULTS = [
           "if (!shape || !(shape->senders & sender))", "if (!shape)", ("codec", "daemon_protocol")),
     Fault("extent-across-blocks", "strict decoding", "an extent may leave its block", "proto/codec.c",
           " || (end - 1) >> BLOCK_SHIFT != block)", ")", ("codec", "hostile")),
-] + AGENT_FAULTS + CORE_FAULTS + DAEMON_FAULTS
+] + AGENT_FAULTS + CORE_FAULTS + DAEMON_FAULTS + TOOLS_FAULTS
