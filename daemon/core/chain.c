@@ -17,6 +17,18 @@ uint32_t content_key(void *domain, uint32_t id) {
         return index_key(record_hash(b->page[id & (BLOCK_PAGES - 1)]));
 }
 
+void content_fetch(void *domain, uint32_t id) {
+        struct domain *d = domain;
+        uint32_t slot = id & ~SLOT_ID;
+
+        if (!(id & SLOT_ID)) {
+                __builtin_prefetch(&block_at(d->core, id >> BLOCK_SHIFT)->page[id & (BLOCK_PAGES - 1)]);
+                return;
+        }
+        __builtin_prefetch(&segment_of(d, slot)->keys[slot - segment_of(d, slot)->base]);
+        __builtin_prefetch(slot_at(d, slot));
+}
+
 struct matching {
         const struct core *c;
         const struct domain *d;

@@ -122,6 +122,7 @@ static void teardown_step(struct core *c, struct client *cl, unsigned *budget) {
         while (cl->blocks != NIL && *budget > 0) {
                 uint32_t block = cl->blocks;
 
+                block_fetch(c, block);
                 for (unsigned i = 0; i < BLOCK_PAGES; i++)
                         page_gone(c, block, i, true);
                 block_at(c, block)->flags = 0;
@@ -137,6 +138,7 @@ static void teardown_step(struct core *c, struct client *cl, unsigned *budget) {
 static void forget_block(struct core *c, uint32_t block, const struct walk *w) {
         uint64_t first = block_at(c, block)->number << BLOCK_SHIFT;
 
+        block_fetch(c, block);
         for (unsigned i = 0; i < BLOCK_PAGES; i++)
                 if (first + i >= w->start && first + i < w->end)
                         page_gone(c, block, i, false);

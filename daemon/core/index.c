@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "common/cleanup.h"
+
 #define LINE_ENTRIES 8
 /* Ids stored plus one, so that zeroed memory is empty. */
 #define EMPTY 0
@@ -15,6 +17,9 @@
 #define SPARE_LINES 8
 /* Above this many used entries of 8 a line in the mean the shard grows; after growing by 1.25 it is at 5.8. */
 #define MAX_LOAD_PERMILLE 910
+/* A rebuild asks for keys so many lines ahead: two lines are a dozen ids, as many misses as a core has under way. */
+#define FETCH_LINES 2
+#define FETCH_BATCH 16
 
 struct line {
         struct index_entry e[LINE_ENTRIES];
@@ -51,8 +56,9 @@ static uint32_t directory(const struct index *x, uint32_t key) {
         return x->depth ? key >> (32 - x->depth) : 0;
 }
 
-void index_init(struct index *x, struct memory *m, uint32_t (*key)(void *owner, uint32_t id), void *owner) {
-        *x = (struct index){ .memory = m, .key = key, .owner = owner };
+void index_init(struct index *x, struct memory *m, uint32_t (*key)(void *owner, uint32_t id), void (*fetch)(void *owner, uint32_t id),
+                void *owner) {
+        *x = (struct index){ .memory = m, .key = key, .fetch = fetch, .owner = owner };
 }
 
 /* Number of directory cells that point to the same shard as cell i. */
@@ -68,7 +74,7 @@ void index_done(struct index *x) {
                 memory_release(x->memory, x->shards[i], shard_bytes(x->shards[i]->n_lines));
         }
         memory_release(x->memory, x->shards, sizeof(*x->shards) << x->depth);
-        index_init(x, x->memory, x->key, x->owner);
+        index_init(x, x->memory, x->key, x->fetch, x->owner);
 }
 
 /* False when neither home line nor its followers have room. */
@@ -87,19 +93,32 @@ static bool shard_put(struct index_shard *s, uint32_t key, struct index_entry e)
         return false;
 }
 
+static bool is_used(struct index_entry e) {
+        return e.id != EMPTY && e.id != TOMBSTONE;
+}
+
+static void fetch_ids(const struct index *x, const struct line *line) {
+        for (unsigned i = 0; i < LINE_ENTRIES; i++)
+                if (is_used(line->e[i]))
+                        x->fetch(x->owner, line->e[i].id - 1);
+}
+
 /* Streams s into one or two new shards. Lines are walked in the order of keys, so both sides are walked once. */
 static bool shard_stream(const struct index *x, const struct index_shard *s, struct index_shard *to[2]) {
-        for (uint32_t l = 0; l < s->n_lines + SPARE_LINES; l++)
+        for (uint32_t l = 0; l < s->n_lines + SPARE_LINES; l++) {
+                if (l + FETCH_LINES < s->n_lines + SPARE_LINES)
+                        fetch_ids(x, &s->lines[l + FETCH_LINES]);
                 for (unsigned i = 0; i < LINE_ENTRIES; i++) {
                         struct index_entry e = s->lines[l].e[i];
                         uint32_t key;
 
-                        if (e.id == EMPTY || e.id == TOMBSTONE)
+                        if (!is_used(e))
                                 continue;
                         key = x->key(x->owner, e.id - 1);
                         if (!shard_put(to[to[1] ? key >> (31 - s->depth) & 1 : 0], key, e))
                                 return false;
                 }
+        }
         return true;
 }
 
@@ -185,6 +204,28 @@ int index_insert(struct index *x, uint64_t hash, uint32_t id) {
         }
 }
 
+static const struct line *home_line(const struct index *x, uint64_t hash) {
+        const struct index_shard *s = x->shards[directory(x, index_key(hash))];
+
+        return &s->lines[home(s, index_key(hash))];
+}
+
+void index_fetch(const struct index *x, const uint64_t *hashes, size_t n) {
+        for (size_t from = 0; x->shards && from < n; from += FETCH_BATCH) {
+                size_t end = MIN(n, from + FETCH_BATCH);
+
+                for (size_t k = from; k < end; k++)
+                        __builtin_prefetch(home_line(x, hashes[k]));
+                for (size_t k = from; k < end; k++) {
+                        const struct line *line = home_line(x, hashes[k]);
+
+                        for (unsigned i = 0; i < LINE_ENTRIES; i++)
+                                if (is_used(line->e[i]) && line->e[i].tag == index_tag(hashes[k]))
+                                        x->fetch(x->owner, line->e[i].id - 1);
+                }
+        }
+}
+
 static struct index_entry *entry_of(const struct index *x, uint32_t key, uint32_t id, struct line **ret_line) {
         struct index_shard *s = x->shards ? x->shards[directory(x, key)] : NULL;
 
@@ -242,7 +283,7 @@ static uint32_t probe(const struct index *x, uint32_t key, const uint32_t *tag, 
                         struct index_entry e = s->lines[l].e[i];
 
                         last |= e.id == EMPTY;
-                        if ((!tag || e.tag == *tag) && e.id != EMPTY && e.id != TOMBSTONE && match(userdata, e.id - 1))
+                        if ((!tag || e.tag == *tag) && is_used(e) && match(userdata, e.id - 1))
                                 return e.id - 1;
                 }
                 if (last)
@@ -270,7 +311,7 @@ void index_each(const struct index *x, void (*visit)(void *userdata, struct inde
                         for (unsigned j = 0; j < LINE_ENTRIES; j++) {
                                 struct index_entry e = s->lines[l].e[j];
 
-                                if (e.id == EMPTY || e.id == TOMBSTONE)
+                                if (!is_used(e))
                                         continue;
                                 e.id--;
                                 visit(userdata, e);

@@ -6,6 +6,9 @@
  * Growth is bounded: the key's first bits choose a shard, a shard grows by 1.25 and is split in two when it reaches
  * SHARD_MAX_LINES, and each such step touches this one shard only (below 300 us). For it the owner tells keys of ids.
  *
+ * At 10^8 entries nearly every read of a line, or of what an id names, is a cache miss. So who has many lookups to make says so before
+ * (index_fetch), and rebuilds ask for keys ahead.
+ *
  * A probe walks lines from the home line and ends at the first line with an empty entry. Deleting clears an entry; in a
  * line without empty ones it leaves a tombstone, so that probes go on; rebuilds drop them. */
 #pragma once
@@ -23,6 +26,7 @@ struct index_shard;
 struct index {
         struct memory *memory;
         uint32_t (*key)(void *owner, uint32_t id); /* top 32 bits of the hash of an id that is in the index */
+        void (*fetch)(void *owner, uint32_t id);   /* prefetches what key, and the match of a lookup, read of the id */
         void *owner;
         struct index_shard **shards; /* 1 << depth pointers; a shard shallower than the directory appears repeatedly */
         uint32_t depth;
@@ -36,7 +40,8 @@ static inline uint32_t index_tag(uint64_t hash) {
         return (uint32_t) (hash >> 8);
 }
 
-void index_init(struct index *x, struct memory *m, uint32_t (*key)(void *owner, uint32_t id), void *owner);
+void index_init(struct index *x, struct memory *m, uint32_t (*key)(void *owner, uint32_t id), void (*fetch)(void *owner, uint32_t id),
+                void *owner);
 void index_done(struct index *x);
 /* 0 or -ENOMEM (nothing changed). The same id must not be there yet; ids below INDEX_ID_MAX. */
 #define INDEX_ID_MAX (UINT32_MAX - 2)
@@ -49,6 +54,8 @@ bool index_replace(struct index *x, uint32_t key, uint32_t id, uint32_t new_id);
 uint32_t index_find(const struct index *x, uint64_t hash, bool (*match)(void *userdata, uint32_t id), void *userdata);
 /* The same without a tag, for who knows only the key: match is called for every entry that may have it, and some that do not. */
 uint32_t index_find_near(const struct index *x, uint32_t key, bool (*match)(void *userdata, uint32_t id), void *userdata);
+/* What lookups of these hashes will read is brought near all at once: far memory takes as long for one as for ten. */
+void index_fetch(const struct index *x, const uint64_t *hashes, size_t n);
 /* Visits every entry (checks). */
 void index_each(const struct index *x, void (*visit)(void *userdata, struct index_entry e), void *userdata);
 uint64_t index_bytes(const struct index *x);

@@ -50,6 +50,12 @@ bool block_has_state(const struct block *b, enum page_state s);
 void block_push(struct core *c, struct block_queue *q, uint32_t block, enum block_flags flag);
 uint32_t block_pop(struct core *c, struct block_queue *q, enum block_flags flag);
 uint32_t block_table_key(void *core, uint32_t block);
+void block_table_fetch(void *core, uint32_t block);
+/* What a visit of the client's blocks of these numbers will read comes near; at most FETCH_BLOCKS. */
+#define FETCH_BLOCKS 16
+void blocks_fetch(const struct core *c, const struct client *cl, const uint64_t *numbers, size_t n);
+/* The same of a visit that takes all that the block's records hold. */
+void block_fetch(const struct core *c, uint32_t block);
 /* Counts and changes a record; what the old one holds goes over to the new one or was released. */
 void page_mark(struct core *c, uint32_t block, unsigned i, uint64_t r);
 /* Releases what the old record holds (index entry, pending count, place in an extent), then marks. */
@@ -135,6 +141,7 @@ static inline bool slots_are_neighbours(const struct domain *d, uint32_t a, uint
         return a != NIL && b == a + 1 && segment_of(d, a) == segment_of(d, b);
 }
 uint32_t content_key(void *domain, uint32_t id);
+void content_fetch(void *domain, uint32_t id);
 /* Gives the client n consecutive slots in memory of that node if it can, fewer otherwise (*ret_n >= 1); they become WRITING. */
 int slot_take(struct core *c, struct client *cl, unsigned nid, uint32_t n, uint32_t *ret_first, uint32_t *ret_n);
 void slot_fail(struct core *c, struct domain *d, uint32_t slot, bool was_written); /* WRITING -> DEAD */

@@ -8,6 +8,8 @@
 #include <assert.h>
 #include <errno.h>
 
+#define CACHE_LINE 64
+
 static uint64_t mix(uint64_t x) {
         x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
         x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
@@ -23,6 +25,33 @@ uint32_t block_table_key(void *core, uint32_t block) {
         struct block *b = block_at(c, block);
 
         return index_key(block_hash(c, b->client, b->number));
+}
+
+void block_table_fetch(void *core, uint32_t block) {
+        __builtin_prefetch(block_at(core, block));
+}
+
+void blocks_fetch(const struct core *c, const struct client *cl, const uint64_t *numbers, size_t n) {
+        uint64_t hashes[FETCH_BLOCKS];
+
+        for (size_t k = 0; k < n; k++)
+                hashes[k] = block_hash(c, id_index(cl->id), numbers[k]);
+        index_fetch(&c->block_table, hashes, n);
+}
+
+void block_fetch(const struct core *c, uint32_t block) {
+        const struct block *b = block_at(c, block);
+        const struct domain *d = client_domain(c, block_client(c, b));
+        uint64_t hashes[BLOCK_PAGES];
+        unsigned n = 0;
+
+        if (b->next != NIL) /* that the walk comes to next */
+                for (unsigned k = 0; k < sizeof(*b); k += CACHE_LINE)
+                        __builtin_prefetch((const char *) block_at(c, b->next) + k);
+        for (unsigned i = 0; i < BLOCK_PAGES; i++)
+                if (record_state(b->page[i]) == PAGE_UNSHARED)
+                        hashes[n++] = record_hash(b->page[i]);
+        index_fetch(&d->index, hashes, n);
 }
 
 struct wanted_block {

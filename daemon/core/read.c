@@ -243,6 +243,23 @@ static void page_read(struct core *c, const struct op *op, uint32_t block, unsig
         c->counters.pages_scanned++;
 }
 
+#define FETCH_HASHES 32
+
+/* Of the next results the places in the index, and what is known to have their hashes. */
+static void fetch_contents(const struct core *c, const struct domain *d, const struct op *op, const struct core_read_result *results,
+                           uint32_t from) {
+        uint64_t hashes[FETCH_HASHES];
+        size_t n = 0;
+
+        for (uint32_t k = from; k < MIN(from + FETCH_HASHES, op->read.n_pages); k++) {
+                int nid = node_nid(c, op, results[k].node);
+
+                if (results[k].status == CORE_READ_OK && nid >= 0)
+                        hashes[n++] = content_hash(results[k].hash, (unsigned) nid);
+        }
+        index_fetch(&d->index, hashes, n);
+}
+
 void core_read_done(struct core *c, uint64_t id, uint64_t now_usec, const struct core_read_result *results) {
         struct op *op = op_get(c, id, OP_READ);
         struct client *cl = op ? op_client(c, op) : NULL;
@@ -251,6 +268,8 @@ void core_read_done(struct core *c, uint64_t id, uint64_t now_usec, const struct
         if (!op)
                 return;
         for (uint32_t k = 0; cl && k < op->read.n_pages; k++) {
+                if (k % FETCH_HASHES == 0)
+                        fetch_contents(c, d, op, results, k);
                 uint32_t block = op->read.pages[k] >> BLOCK_SHIFT;
                 unsigned i = op->read.pages[k] & (BLOCK_PAGES - 1);
 

@@ -449,6 +449,15 @@ static void run_found(struct scan_results *s, struct core_run run) {
         }
 }
 
+/* The blocks in which the next runs begin. */
+static void fetch_runs(const struct scan_results *s, const struct core_run *runs, size_t n) {
+        uint64_t numbers[FETCH_BLOCKS];
+
+        for (size_t k = 0; k < n; k++)
+                numbers[k] = runs[k].page >> BLOCK_SHIFT;
+        blocks_fetch(s->c, s->cl, numbers, n);
+}
+
 /* The kernel protects before it copies results out: after an error nothing is known of the window's writes. */
 static void window_lost(struct scan_results *s) {
         uint64_t start = s->op->scan.page, end = start + s->op->scan.n_pages;
@@ -504,8 +513,11 @@ void core_scan_done(struct core *c, uint64_t id, uint64_t now_usec, const struct
         s.time_usec = op->is_request || client_merging_now(cl) ? op->scan.from_usec : cl->pass_usec;
         if (error < 0)
                 window_lost(&s);
-        for (size_t i = 0; error == 0 && i < n_runs; i++)
+        for (size_t i = 0; error == 0 && i < n_runs; i++) {
+                if (i % FETCH_BLOCKS == 0)
+                        fetch_runs(&s, runs + i, MIN(n_runs - i, (size_t) FETCH_BLOCKS));
                 run_found(&s, runs[i]);
+        }
         block_end(&s);
         /* A scan that got nowhere must not be repeated for ever. */
         if (error < 0 || end_page <= op->scan.page || end_page > end)

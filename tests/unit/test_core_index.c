@@ -25,6 +25,9 @@ static void plain_free(void *userdata, void *p) {
 }
 static struct memory memory = { .allocator = { plain_realloc, plain_free, NULL } };
 
+static void fetch(void *owner, uint32_t id) {
+}
+
 static uint32_t key_of(void *owner, uint32_t id) {
         assert_true(is_in[id]);
         return index_key(hashes[id]);
@@ -51,7 +54,7 @@ static void test_random(void **state) {
         uint64_t n = 0;
 
         memset(is_in, 0, sizeof(is_in));
-        index_init(&x, &memory, key_of, NULL);
+        index_init(&x, &memory, key_of, fetch, NULL);
         for (uint32_t i = 0; i < IDS; i++)
                 hashes[i] = mix(i % 3 ? i : i / 6); /* some share a hash */
         for (uint64_t step = 0; step < 1000000; step++) {
@@ -77,7 +80,7 @@ static void test_bytes_per_entry(void **state) {
         struct index x;
 
         memset(is_in, 0, sizeof(is_in));
-        index_init(&x, &memory, key_of, NULL);
+        index_init(&x, &memory, key_of, fetch, NULL);
         for (uint32_t i = 0; i < IDS; i++) {
                 hashes[i] = mix(i);
                 insert(&x, i);
@@ -96,7 +99,7 @@ static void test_replace(void **state) {
         uint32_t id = 2;
 
         memset(is_in, 0, sizeof(is_in));
-        index_init(&x, &memory, key_of, NULL);
+        index_init(&x, &memory, key_of, fetch, NULL);
         hashes[1] = hashes[2] = mix(1);
         insert(&x, 1);
         is_in[2] = true;
