@@ -58,6 +58,17 @@ def figures_table(row, result):
         yield f"| {side} | {result['settings'].get(side, '')} | " + " | ".join(cells) + " |"
 
 
+def profile_table(profile):
+    yield "| " + " | ".join(f"{side} | %" for side in profile) + " |"
+    yield "|" + "---|---|" * len(profile)
+    for i in range(max(len(lines) for lines in profile.values())):
+        cells = []
+        for lines in profile.values():
+            percent, thread, function = lines[i] if i < len(lines) else ("", "", "")
+            cells += [f"{thread}: `{function.removeprefix('[k] ').removeprefix('[.] ')}`" if function else "", str(percent)]
+        yield "| " + " | ".join(cells) + " |"
+
+
 def taken(result):
     plan, machine = result["plan"], result["machine"]
     text = (f"{len(result['rounds'])} rounds, pass period {plan['period_s']:g} s, {plan['passes']} passes"
@@ -77,6 +88,9 @@ def section(row, result):
     yield taken(result)
     if result["curves"]:
         yield f"\n![saved memory against CPU time]({pictures.FOLDER}/{row.name}.svg)"
+    if result.get("profile"):
+        yield "\nWhere the threads that merge spent their time (perf, functions, % of it):\n"
+        yield from profile_table(result["profile"])
     note = NOTES / f"{row.name}.md"
     if note.exists():
         yield "\n" + note.read_text().rstrip()
@@ -85,6 +99,10 @@ def section(row, result):
 
 def document(rows):
     lines = [HEAD]
+    busy = [row.name for row, result in rows if results.is_busy(result)]
+    if busy:
+        lines.append(f"**{len(busy)} of {len(rows)} rows were measured while the machine was busy with other things** (each says so). Ratios of "
+                     "CPU time bear that; waits, percentiles and slowdowns of a percent do not.\n")
     if any(result["curves"] for _, result in rows):
         lines += ["Memory saved against CPU seconds of userksm and of kernel KSM, by row (the first round of each):\n",
                   f"![saved MiB against CPU seconds]({pictures.FOLDER}/headline.svg)\n"]

@@ -42,8 +42,8 @@ def text_of(result):
         if name == "rounds":
             rounds = [" {" + ",\n  ".join(f"{json.dumps(side)}: {json.dumps(figures)}" for side, figures in one.items()) + "}" for one in value]
             lines.append('"rounds": [\n' + ",\n".join(rounds) + "]")
-        elif name == "curves":
-            lines.append('"curves": {\n ' + ",\n ".join(f"{json.dumps(side)}: {json.dumps(curve)}" for side, curve in value.items()) + "}")
+        elif name in ("curves", "profile"):
+            lines.append(f'"{name}": {{\n ' + ",\n ".join(f"{json.dumps(side)}: {json.dumps(curve)}" for side, curve in value.items()) + "}")
         else:
             lines.append(f"{json.dumps(name)}: {json.dumps(value)}")
     return "{" + ",\n".join(lines) + "}\n"

@@ -16,6 +16,7 @@ import results
 from figures import medians, with_unit
 from sides import KsmSide  # first: it knows where measure is
 from measure import BUILD, Skip, Wrong
+from profiles import profile_row
 from workloads import ROWS
 from workloads.base import Plan
 
@@ -71,6 +72,14 @@ def run_row(row, plan, arguments):
     return True
 
 
+def add_profile(row, plan, arguments):
+    result = results.load(row.name, arguments.results)
+    if result and result["rounds"]:
+        say(f"{row.name}: once more under perf")
+        result["profile"] = profile_row(row, plan, result)
+        results.save(result, arguments.results)
+
+
 def print_row(row, result):
     middle = medians(result["rounds"])
     print(f"\n{row.name}: {row.title} ({len(result['rounds'])} rounds)")
@@ -92,6 +101,7 @@ def parse():
     parser.add_argument("--quick", action="store_true",
                         help="does it work at all: " + ", ".join(f"{k}={v:g}" for k, v in QUICK.items()) + "; writes to results/quick/")
     parser.add_argument("--resume", action="store_true", help="keep the rounds that are there, when they were made in the same way")
+    parser.add_argument("--profile", action="store_true", help="after the rounds each side once more under perf: where the time goes")
     parser.add_argument("--report", action="store_true", help="run nothing, write docs/performance.md from the results that are there")
     parser.add_argument("--results", type=pathlib.Path, help="directory of results (bench/results)")
     return parser.parse_args()
@@ -131,6 +141,8 @@ def main():
             KsmSide.mend()
             for row in rows:
                 complete = run_row(row, plan, arguments) and complete
+                if arguments.profile:
+                    add_profile(row, plan, arguments)
         except Skip as e:
             say(f"skip: {e}")
             return 77

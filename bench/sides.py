@@ -16,7 +16,7 @@ KSM_SLEEP_MSEC = 20
 # One batch takes the whole pass: what a side does before the measurement begins need not last.
 KSM_BATCH_ALL = 1_000_000
 # What ksmd needs for a page, roughly, so that a pass with its own CPU time ends within the period.
-KSM_PAGE_USEC = 1.5
+KSM_PAGE_USEC = 3
 LOOK_SECONDS = 0.2
 
 

@@ -6,7 +6,7 @@ import unittest
 
 import report
 import results
-from figures import Check, cost, medians, number, ratio, spread
+from figures import Check, cost, medians, number, percentile, ratio, spread
 from workloads import ROWS
 from workloads.base import Plan
 
@@ -33,6 +33,14 @@ class Figures(unittest.TestCase):
         self.assertEqual(ratio(1, 4), 0.25)
         self.assertIsNone(ratio(1, 0))
         self.assertIsNone(ratio(None, 4))
+
+    def test_percentile_of_a_histogram(self):
+        buckets = [(64, 900), (128, 90), (256, 10), (None, 0)]
+        self.assertEqual(percentile(buckets, 0.45), 32)
+        self.assertEqual(percentile(buckets, 0.99), 128)
+        self.assertAlmostEqual(percentile(buckets, 0.999), 128 + 128 * 0.9)
+        self.assertEqual(percentile([(64, 1), (None, 99)], 0.999), 64)
+        self.assertIsNone(percentile([(64, 0), (None, 0)], 0.5))
 
     def test_verdict(self):
         self.assertEqual(Check("", 0.5, 0.5).verdict, "met")
