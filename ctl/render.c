@@ -131,6 +131,12 @@ int64_t add_clamped(int64_t a, int64_t b) {
         return !__builtin_add_overflow(a, b, &sum) ? sum : b < 0 ? INT64_MIN : INT64_MAX;
 }
 
+int64_t subtract_clamped(int64_t a, int64_t b) {
+        int64_t difference;
+
+        return !__builtin_sub_overflow(a, b, &difference) ? difference : b < 0 ? INT64_MAX : INT64_MIN;
+}
+
 int64_t pages_to_bytes(int64_t pages) {
         int64_t bytes;
 

@@ -37,6 +37,7 @@ void table_free(struct table *t);
 
 /* At the ends of the type instead of beyond: a client may have registered 16 EiB of holes. */
 int64_t add_clamped(int64_t a, int64_t b);
+int64_t subtract_clamped(int64_t a, int64_t b);
 int64_t pages_to_bytes(int64_t pages);
 
 /* All that is saved: further mappings of shared pages, and zero pages given back. */

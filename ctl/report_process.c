@@ -70,7 +70,7 @@ int report_print_processes(const struct report *r, FILE *f) {
 
 static void add_domain(struct table *t, const struct domain_element *d) {
         char text[TEXT_BYTES];
-        int64_t saved = add_clamped((int64_t) d->merged_pages - (int64_t) d->shared_pages, (int64_t) d->zero_pages);
+        int64_t saved = add_clamped(subtract_clamped((int64_t) d->merged_pages, (int64_t) d->shared_pages), (int64_t) d->zero_pages);
 
         snprintf(text, sizeof(text), "%u", d->domain);
         table_cell(t, text);

@@ -42,6 +42,8 @@ static void test_bytes(void **state) {
         assert_string_equal(format_pages(text, INT64_C(1) << 52), "8.00 EiB");
         assert_int_equal(add_clamped(INT64_MAX, 1), INT64_MAX);
         assert_int_equal(add_clamped(INT64_MIN, -1), INT64_MIN);
+        assert_int_equal(subtract_clamped(INT64_MIN, 1), INT64_MIN);
+        assert_int_equal(subtract_clamped(0, INT64_MIN), INT64_MAX);
 }
 
 static void test_usec(void **state) {
