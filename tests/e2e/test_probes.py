@@ -78,6 +78,7 @@ def test_hits_tell_the_story():
         merges = [h for h in hits["ksm_merge_with_ksm_page"] if h[4] == 0]
         where = {item: (ksm_page, page) for ksm_page, page, item, _, _ in merges}
         assert len({ksm_page for ksm_page, _ in where.values()}) == COMMON, "two processes share each shared page"
+        assert all(ksm_page >> 32 for ksm_page, _ in where.values()), "segments have numbers from 1 on"
 
         a = victims[0]
         a.do("poke", "m", 5, POKED)

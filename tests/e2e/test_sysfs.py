@@ -312,7 +312,9 @@ def run_2_waits_for_what_can_be_restored():
             v.do("fill", "a", 0, 64, 1)
         until(lambda: int(t.read("pages_sharing")) >= 64, 60, "merged")
         os.kill(victims[0].pid, signal.SIGSTOP)
-        command = [sys.executable, "-c", "import os, sys; os.write(os.open(sys.argv[1], os.O_WRONLY), b'2')", t.path / "run"]
+        handler = "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(7))"
+        write = "os.write(os.open(sys.argv[1], os.O_WRONLY), b'2')"
+        command = [sys.executable, "-c", f"import os, signal, sys; {handler}; {write}", t.path / "run"]
         writer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         until(lambda: t.read("run") == "2\n", 20, "reading goes on meanwhile")
         said = writer.communicate(timeout=60)[1]
@@ -324,6 +326,13 @@ def run_2_waits_for_what_can_be_restored():
         writer.send_signal(signal.SIGTERM)
         writer.communicate(timeout=60)
         assert writer.returncode == -signal.SIGTERM, writer.returncode
+        # So does one that the program handles: it has its answer before the wait is over.
+        (t.path / "run").write_text("1")
+        writer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        until(lambda: t.read("run") == "2\n", 20, "it waits")
+        writer.send_signal(signal.SIGUSR1)
+        writer.communicate(timeout=60)
+        assert writer.returncode == 7 and t.said().count("could not be restored") == 1, (writer.returncode, t.said())
         os.kill(victims[0].pid, signal.SIGCONT)
         (t.path / "run").write_text("2")
         assert (t.read("pages_shared"), t.read("pages_sharing")) == ("0\n", "0\n")

@@ -18,7 +18,7 @@ TESTS = {
 PROGRAMS = {"sim": ["tests/sim/sim", "1", "25"]}
 LIB = ("transitions", "discards", "hostile", "remerge", "fork")
 SHIM = ("torture 20 s", "chaos 20 s")
-CORE = ("core", "core_life", "core_adopt", "core_ranges", "core_index", "core_memory", "core_prune", "core_nodes", "core_pace", "core_round", "sim")
+CORE = ("core", "core_races", "core_requests", "core_scans", "core_life", "core_adopt", "core_ranges", "core_index", "core_memory", "core_prune", "core_nodes", "core_pace", "core_round", "sim")
 
 
 @dataclasses.dataclass

@@ -345,6 +345,12 @@ static void test_scan(void **state) {
         size_t n;
         uint64_t end;
         assert_int_equal(pagemap_scan(p->pagemap_fd, first, PAGES, true, &region, 0, &n, &end), -EINVAL);
+        /* Where no address is there is nothing, and that is no error. */
+        const uint64_t last = (UINT64_C(1) << (47 - KSM_PAGE_SHIFT)) - 2, beyond = UINT64_C(1) << (48 - KSM_PAGE_SHIFT);
+        assert_int_equal(pagemap_scan(p->pagemap_fd, last, beyond - last, true, &region, 1, &n, &end), 0);
+        assert_true(n == 0 && end == beyond);
+        assert_int_equal(pagemap_scan(p->pagemap_fd, last + 2, 1, true, &region, 1, &n, &end), 0);
+        assert_true(n == 0 && end == last + 3);
         assert_int_equal(munmap(memory, PAGES * KSM_PAGE_SIZE), 0);
 }
 

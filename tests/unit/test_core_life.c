@@ -1,23 +1,10 @@
 /* Long life of a process in the core: pages inside merged runs that are private again, restores that are refused, cleaning of
  * segments; on the simulated machine (tests/sim/world.h). The books are recomputed after each. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
-
-#include "tests/sim/world.h"
-
-#define SECOND 1000000
-
-static void fill(struct world *w, uint32_t process, uint64_t i, uint64_t n, uint32_t first) {
-        for (uint64_t k = 0; k < n; k++)
-                world_write(w, process, i + k, first + (uint32_t) k);
-}
+#include "tests/unit/machine.h"
 
 /* Processes of equal memory, merged. */
 static struct world *merged(uint32_t n_processes, uint64_t n_pages) {
@@ -29,18 +16,6 @@ static struct world *merged(uint32_t n_processes, uint64_t n_pages) {
         world_run(w, 10 * SECOND);
         assert_int_equal(world_counters(w).pages_sharing, (n_processes - 1) * n_pages);
         return w;
-}
-
-static void finish(struct world *w) {
-        assert_null(core_check(w->core));
-        for (uint32_t i = 0; i < w->n_processes; i++)
-                if (w->processes[i].is_alive)
-                        world_exit(w, i);
-        world_run(w, SECOND);
-        assert_null(core_check(w->core));
-        assert_int_equal(world_counters(w).tracked_pages, 0);
-        assert_int_equal(world_counters(w).segments, 0);
-        world_free(w);
 }
 
 /* Of the process's pages inside mappings, how many are private memory. */

@@ -1,35 +1,13 @@
 /* How much the core does in which time: the advisor, the tunables that pace it, and what a full scan is. */
 #include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 
-#include <cmocka.h>
-
 #include "daemon/core/internal.h"
-#include "tests/sim/world.h"
-
-#define SECOND UINT64_C(1000000)
-
-static struct world *start(uint32_t n_processes, uint64_t n_pages) {
-        struct world *w = world_new(1, NULL);
-        uint32_t d = world_domain(w, "a");
-
-        for (uint32_t i = 0; i < n_processes; i++)
-                world_process(w, d, 0, n_pages);
-        return w;
-}
+#include "tests/unit/machine.h"
 
 static void finish(struct world *w) {
         assert_null(core_check(w->core));
         world_free(w);
-}
-
-static void fill(struct world *w, uint32_t process, uint64_t i, uint64_t n, uint32_t first) {
-        for (uint64_t k = 0; k < n; k++)
-                world_write(w, process, i + k, first + (uint32_t) k);
 }
 
 static void set(struct world *w, enum tunable_id id, int64_t value) {

@@ -264,6 +264,45 @@ static void test_scattered_ranges_in_few_scans(void **state) {
         end(&s);
 }
 
+/* One block of the second range is written all the time: a window that begins in the first does not take it along. */
+static void test_window_ends_before_what_is_hot(void **state) {
+        enum { PASSES = 40, HOT = 128 };
+        const struct core_run run = { .page = HOT, .n_pages = BLOCK_PAGES, .categories = CORE_WRITTEN };
+        struct core_scan scan;
+        struct subject s;
+        uint64_t next, now = 1000000;
+        unsigned n_walked = 0;
+        begin(&s);
+        assert_int_equal(core_range_add(s.core, s.client->id, 0, 30), 0);
+        assert_int_equal(core_range_add(s.core, s.client->id, 100, 200), 0);
+        for (unsigned pass = 1; pass <= PASSES; pass++, now += 100000000)
+                while (core_next_scan(s.core, now, &scan, &next)) {
+                        bool is_walked = scan.page <= HOT && scan.page + scan.n_pages >= HOT + BLOCK_PAGES;
+                        n_walked += is_walked && scan.rewrite_protect;
+                        core_scan_done(s.core, scan.op, now, &run, is_walked, scan.page + scan.n_pages, 0);
+                }
+        assert_int_equal(s.client->pass, PASSES);
+        print_message("walked in %u of %u passes\n", n_walked, PASSES);
+        assert_in_range(n_walked, 3, PASSES / 2);
+        end(&s);
+}
+
+/* Windows grow by what they walk, not by what lies between their ranges. */
+static void test_windows_over_gaps_grow(void **state) {
+        struct core_scan scan;
+        struct subject s;
+        uint64_t next, now = 1000000, before;
+        begin(&s);
+        before = s.client->window_pages;
+        for (uint64_t i = 0; i < 64; i++)
+                assert_int_equal(core_range_add(s.core, s.client->id, i * before, before / 4), 0);
+        for (unsigned pass = 1; pass <= 4; pass++, now += 2000000)
+                while (core_next_scan(s.core, now, &scan, &next))
+                        core_scan_done(s.core, scan.op, now, NULL, 0, scan.page + scan.n_pages, 0);
+        assert_true(s.client->window_pages > before);
+        end(&s);
+}
+
 /* An answer about what is being forgotten waits, so that it is not forgotten with what came before it; one that says that nothing was
  * done does not. */
 static void test_answers_wait_for_forgetting(void **state) {
@@ -312,6 +351,8 @@ int main(void) {
                 cmocka_unit_test(test_forgetting_has_a_bound),
                 cmocka_unit_test(test_answers_wait_for_forgetting),
                 cmocka_unit_test(test_scattered_ranges_in_few_scans),
+                cmocka_unit_test(test_window_ends_before_what_is_hot),
+                cmocka_unit_test(test_windows_over_gaps_grow),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "daemon/core/internal.h"
+#include "tests/sim/world.h"
 
 #define SPARSE_PAGES (UINT64_C(1) << 33) /* 32 TiB */
 
@@ -149,11 +150,69 @@ static void test_domains(void **state) {
         core = core_free(core);
 }
 
+/* A new domain in the place of an old one: the list goes by ids all the same. */
+static void test_domains_in_order(void **state) {
+        enum { N = 9, OLD = 2 };
+        struct core_domain_counters part[4];
+        uint32_t clients[N], last = 0;
+        unsigned seen = 0;
+        assert_int_equal(core_new(NULL, 1, &core), 0);
+        for (unsigned i = 0; i < N; i++)
+                clients[i] = client_new(domain_new((const char[]){ (char) ('a' + i), 0 }));
+        for (unsigned i = 0; i < OLD; i++)
+                core_client_gone(core, clients[i]);
+        for (unsigned i = 0; i < 4; i++)
+                (void) core_tick(core, (i + 1) * 1000000);
+        for (unsigned i = 0; i < OLD; i++)
+                (void) client_new(domain_new((const char[]){ (char) ('x' + i), 0 }));
+        for (unsigned n; (n = core_domain_counters(core, last, part, 4)); seen += n)
+                for (unsigned i = 0; i < n; i++) {
+                        assert_true(part[i].domain > last);
+                        last = part[i].domain;
+                }
+        assert_int_equal(seen, N);
+        core = core_free(core);
+}
+
+/* At every moment of a merge, and of its end page by page. */
+static void test_domain_is_the_total(void **state) {
+        struct world *w = world_new(1, NULL);
+        uint32_t domain = world_domain(w, "a");
+        uint64_t dead = 0, unshared = 0;
+        for (unsigned i = 0; i < 2; i++)
+                world_process(w, domain, 0, 256);
+        for (unsigned step = 0; step < 400; step++) {
+                struct core_domain_counters d;
+                struct counters c;
+                for (unsigned i = 0; i < 8; i++)
+                        if (step < 32)
+                                world_write(w, step % 2, step / 2 * 8 + i, 1 + step / 2 * 8 + i);
+                        else if (step > 250)
+                                world_write(w, step % 2, (step - 250) / 2 * 3 % 256, 10000 + step);
+                world_step(w);
+                if (step % 4 == 0)
+                        world_run(w, 100000);
+                assert_int_equal(core_domain_counters(w->core, 0, &d, 1), 1);
+                c = world_counters(w);
+                assert_int_equal(d.unshared_pages, c.pages_unshared);
+                assert_int_equal(d.shared_pages, c.pages_shared);
+                assert_int_equal(d.volatile_pages, c.pages_volatile);
+                assert_int_equal(d.dead_pages * 4096, c.dead_bytes);
+                assert_int_equal(d.segment_pages * 4096, c.segment_bytes);
+                dead = MAX(dead, d.dead_pages);
+                unshared = MAX(unshared, d.unshared_pages);
+        }
+        assert_true(dead > 0 && unshared > 0);
+        world_free(w);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_ranges),
                 cmocka_unit_test(test_large),
                 cmocka_unit_test(test_domains),
+                cmocka_unit_test(test_domains_in_order),
+                cmocka_unit_test(test_domain_is_the_total),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,34 +1,6 @@
 /* settled_scans: what programs written for kernel KSM may expect when it has gone up. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include "daemon/core/internal.h"
-#include "tests/sim/world.h"
-
-#define SECOND UINT64_C(1000000)
-
-static struct world *start(uint32_t n_processes, uint64_t n_pages) {
-        struct world *w = world_new(1, NULL);
-        uint32_t d = world_domain(w, "a");
-
-        for (uint32_t i = 0; i < n_processes; i++)
-                world_process(w, d, 0, n_pages);
-        return w;
-}
-
-static void finish(struct world *w) {
-        assert_null(core_check(w->core));
-        world_free(w);
-}
-
-static void fill(struct world *w, uint32_t process, uint64_t i, uint64_t n, uint32_t first) {
-        for (uint64_t k = 0; k < n; k++)
-                world_write(w, process, i + k, first + (uint32_t) k);
-}
+#include "tests/unit/machine.h"
 
 static void set(struct world *w, enum tunable_id id, int64_t value) {
         assert_int_equal(core_tunable_set(w->core, id, value, w->now_usec), 0);
@@ -88,10 +60,62 @@ static void test_settled_scans_go_on(void **state) {
         finish(w);
 }
 
+/* Nor does looking end a round while there is something to scan. */
+static void test_looking_ends_no_round(void **state) {
+        struct world *w = start(1, 64);
+
+        set(w, TUNABLE_settle_millisecs, 60000);
+        fill(w, 0, 0, 64, 1);
+        for (unsigned t = 0; t < 300; t++) {
+                core_look(w->core, w->now_usec);
+                world_run(w, SECOND / 10);
+        }
+        assert_int_equal(world_counters(w).settled_scans, 0);
+        world_run(w, 60 * SECOND);
+        assert_int_equal(world_counters(w).settled_scans, 1);
+        finish(w);
+}
+
+/* What is read and never published, for want of somebody who does it, ends no round and keeps none from ending. */
+static void test_round_beside_what_waits(void **state) {
+        const struct core_client_config config = { 0 };
+        const struct core_run run = { .n_pages = 2, .categories = CORE_WRITTEN };
+        struct core_read_result equal[CORE_READ_PAGES];
+        uint32_t domain, client;
+        struct core *core;
+        struct core_scan scan;
+        struct core_read read;
+        struct counters counters;
+        uint64_t next;
+        bool is_first = true;
+
+        for (unsigned i = 0; i < CORE_READ_PAGES; i++)
+                equal[i] = (struct core_read_result){ .status = CORE_READ_OK, .hash = 77 };
+        assert_int_equal(core_new(NULL, 1, &core), 0);
+        assert_int_equal(core_domain(core, "a", 1, &domain), 0);
+        assert_int_equal(core_client_add(core, domain, &config, &client), 0);
+        assert_int_equal(core_range_add(core, client, 0, BLOCK_PAGES), 0);
+        for (uint64_t now = SECOND; now < 100 * SECOND; now += SECOND / 10) {
+                (void) core_tick(core, now);
+                while (core_next_scan(core, now, &scan, &next)) {
+                        core_scan_done(core, scan.op, now, &run, is_first, scan.page + scan.n_pages, 0);
+                        is_first = false;
+                }
+                while (core_next_read(core, now, &read, &next))
+                        core_read_done(core, read.op, now, equal);
+        }
+        core_counters(core, &counters);
+        assert_int_equal(counters.pages_shared, 0);
+        assert_in_range(counters.settled_scans, 5, 12); /* of a hundred scans */
+        core_free(core);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_settled_scan_merges),
                 cmocka_unit_test(test_settled_scans_go_on),
+                cmocka_unit_test(test_looking_ends_no_round),
+                cmocka_unit_test(test_round_beside_what_waits),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

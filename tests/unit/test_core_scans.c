@@ -1,0 +1,156 @@
+/* Results of scans, and what they are not: cut, failed, of pages that have gone. */
+#include <errno.h>
+
+#include "tests/unit/machine.h"
+
+/* Of a scan's results counts what was asked for, and is registered still. */
+static void test_scan_results_are_cut(void **state) {
+        struct world *w = start(1, 64);
+        const uint32_t client = w->processes[0].client;
+        const struct core_run written = { .page = 0, .n_pages = 200, .categories = CORE_WRITTEN };
+        struct core_scan s;
+        uint64_t next;
+
+        assert_true(core_next_scan(w->core, w->now_usec, &s, &next));
+        assert_int_equal(s.page + s.n_pages, 64);
+        assert_int_equal(core_range_remove(w->core, client, 0, 32), 0);
+        assert_int_equal(core_range_add(w->core, client, 128, 64), 0);
+        core_scan_done(w->core, s.op, w->now_usec, &written, 1, s.page + s.n_pages, 0);
+        assert_int_equal(world_counters(w).tracked_pages, 32);
+        assert_null(core_check(w->core));
+        world_exit(w, 0);
+        finish(w);
+}
+
+/* 32 TiB with one page: one scan, one block. */
+static void test_sparse_range(void **state) {
+        struct core_client_config config = {};
+        struct core_run run = { .page = UINT64_C(1) << 32, .n_pages = 1, .categories = CORE_WRITTEN };
+        struct core_scan scan;
+        uint32_t domain, client;
+        struct core *c;
+        struct counters before, after;
+        uint64_t next;
+        unsigned windows = 0;
+
+        assert_int_equal(core_new(NULL, 1, &c), 0);
+        assert_int_equal(core_domain(c, "a", 1, &domain), 0);
+        assert_int_equal(core_client_add(c, domain, &config, &client), 0);
+        core_counters(c, &before);
+        assert_int_equal(core_range_add(c, client, (UINT64_C(1) << 52) - 1, 2), -EINVAL);
+        assert_int_equal(core_range_add(c, client, UINT64_MAX, 2), -EINVAL);
+        assert_int_equal(core_range_add(c, client, 0, UINT64_C(1) << 33), 0);
+        for (uint64_t now = 1000000; now < 20000000; now = next ? next : now + 1)
+                while (core_next_scan(c, now, &scan, &next)) {
+                        bool is_here = scan.page <= run.page && run.page < scan.page + scan.n_pages;
+
+                        windows++;
+                        core_scan_done(c, scan.op, now, &run, is_here && windows < 100, scan.page + scan.n_pages, 0);
+                }
+        core_counters(c, &after);
+        assert_int_equal(after.tracked_pages, 1);
+        assert_true(after.metadata_bytes - before.metadata_bytes < 64 * 1024);
+        assert_true(windows < 100); /* windows grow where there is nothing */
+        assert_int_equal(core_range_remove(c, client, 0, UINT64_C(1) << 33), 0);
+        (void) core_tick(c, 20000000);
+        core_counters(c, &after);
+        assert_int_equal(after.tracked_pages, 0);
+        assert_null(core_check(c));
+        core_free(c);
+}
+
+/* Nobody says so when libc or the kernel takes pages away; a look finds out. */
+static void test_vanished_pages(void **state) {
+        struct world *w = start(2, 64);
+
+        fill(w, 0, 0, 64, 1);
+        world_run(w, 5 * SECOND);
+        assert_int_equal(world_counters(w).pages_unshared, 64);
+        world_discard(w, 0, 8, 16);
+        world_run(w, 40 * SECOND);
+        assert_int_equal(world_counters(w).pages_unshared, 48);
+        /* Or the agent says so. */
+        assert_int_equal(core_pages_gone(w->core, w->processes[0].client, 0, 4), 0);
+        assert_int_equal(world_counters(w).pages_unshared, 44);
+        for (unsigned i = 0; i < 4; i++) /* it was wrong */
+                world_write(w, 0, i, 1 + i);
+        fill(w, 1, 0, 64, 1); /* finds no partner that is gone */
+        world_run(w, 20 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, 48);
+        assert_int_equal(world_counters(w).pages_unshared, 16);
+        finish(w);
+}
+
+/* The kernel protects before it says what was written: after an error nobody knows. */
+static void test_scan_that_failed(void **state) {
+        struct world *w = start(2, 64);
+
+        fill(w, 0, 0, 64, 1);
+        world_run(w, 5 * SECOND);
+        world_write(w, 0, 3, 500);
+        w->fail_permille = 4000; /* every scan */
+        world_scan(w);
+        w->fail_permille = 0;
+        world_write(w, 1, 5, 500);
+        world_run(w, 10 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, 1);
+        finish(w);
+}
+
+/* Who does not answer is not asked, whatever others find equal in it. */
+static void test_parked_is_not_asked(void **state) {
+        struct world *w = start(2, 64);
+
+        fill(w, 0, 0, 64, 1);
+        world_run(w, 5 * SECOND);
+        assert_int_equal(world_counters(w).pages_unshared, 64);
+        core_client_park(w->core, w->processes[0].client, true);
+        fill(w, 1, 0, 64, 1);
+        world_run(w, 20 * SECOND);
+        assert_int_equal(world_merged(w, 0), 0);
+        assert_int_equal(world_merged(w, 1), 64);
+        core_client_park(w->core, w->processes[0].client, false);
+        world_run(w, 20 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, 64);
+        finish(w);
+}
+
+/* Clients that no pass walks do not hold full_scans up. */
+static void test_full_scans(void **state) {
+        struct world *w = start(2, 64);
+        const struct core_client_config config = {};
+        uint32_t idle;
+        int64_t before;
+
+        assert_int_equal(core_client_add(w->core, w->processes[0].domain, &config, &idle), 0);
+        world_run(w, 10 * SECOND + SECOND / 2);
+        assert_in_range(world_counters(w).full_scans, 9, 11);
+        before = world_counters(w).full_scans;
+        core_client_park(w->core, w->processes[0].client, true);
+        world_run(w, 10 * SECOND);
+        assert_in_range(world_counters(w).full_scans, before + 9, before + 11);
+        before = world_counters(w).full_scans;
+        core_client_park(w->core, w->processes[0].client, false);
+        assert_int_equal(core_range_remove(w->core, w->processes[1].client, 0, 64), 0);
+        world_run(w, 10 * SECOND);
+        assert_in_range(world_counters(w).full_scans, before + 9, before + 11);
+        before = world_counters(w).full_scans;
+        world_exit(w, 1);
+        core_client_gone(w->core, idle);
+        world_run(w, 10 * SECOND);
+        assert_in_range(world_counters(w).full_scans, before + 9, before + 11);
+        finish(w);
+}
+
+int main(void) {
+        const struct CMUnitTest tests[] = {
+                cmocka_unit_test(test_scan_results_are_cut),
+                cmocka_unit_test(test_sparse_range),
+                cmocka_unit_test(test_vanished_pages),
+                cmocka_unit_test(test_scan_that_failed),
+                cmocka_unit_test(test_parked_is_not_asked),
+                cmocka_unit_test(test_full_scans),
+        };
+
+        return cmocka_run_group_tests(tests, NULL, NULL);
+}
