@@ -5,11 +5,6 @@
 #include "daemon/core/internal.h"
 #include "tests/unit/machine.h"
 
-static void finish(struct world *w) {
-        assert_null(core_check(w->core));
-        world_free(w);
-}
-
 static void set(struct world *w, enum tunable_id id, int64_t value) {
         assert_int_equal(core_tunable_set(w->core, id, value, w->now_usec), 0);
 }
