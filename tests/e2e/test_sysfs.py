@@ -314,21 +314,22 @@ def run_2_waits_for_what_can_be_restored():
         os.kill(victims[0].pid, signal.SIGSTOP)
         handler = "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(7))"
         write = "os.write(os.open(sys.argv[1], os.O_WRONLY), b'2')"
-        command = [sys.executable, "-c", f"import os, signal, sys; {handler}; {write}", t.path / "run"]
-        writer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        command = [sys.executable, "-c", f"import os, signal, sys; {handler}; print(flush=True); {write}", t.path / "run"]
+        writer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         until(lambda: t.read("run") == "2\n", 20, "reading goes on meanwhile")
         said = writer.communicate(timeout=60)[1]
         assert "Errno 16" in said and "could not be restored" in t.said(), (said, t.said())
         # A signal ends the wait.
         (t.path / "run").write_text("1")
-        writer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        writer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         until(lambda: t.read("run") == "2\n", 20, "it waits")
         writer.send_signal(signal.SIGTERM)
         writer.communicate(timeout=60)
         assert writer.returncode == -signal.SIGTERM, writer.returncode
         # So does one that the program handles: it has its answer before the wait is over.
         (t.path / "run").write_text("1")
-        writer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        writer = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        writer.stdout.readline()  # it has its handler
         until(lambda: t.read("run") == "2\n", 20, "it waits")
         writer.send_signal(signal.SIGUSR1)
         writer.communicate(timeout=60)
