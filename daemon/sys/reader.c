@@ -5,11 +5,11 @@
 #include <string.h>
 #include <sys/uio.h>
 
-int reader_read_exact(const struct process *p, uint64_t page, void *to) {
-        ssize_t n = pread(p->mem_fd, to, KSM_PAGE_SIZE, (off_t) (page << KSM_PAGE_SHIFT));
+int reader_read_exact(const struct process *p, uint64_t page, unsigned n_pages, void *to) {
+        ssize_t n = pread(p->mem_fd, to, n_pages * KSM_PAGE_SIZE, (off_t) (page << KSM_PAGE_SHIFT));
         if (n < 0)
                 return -errno;
-        return n == (ssize_t) KSM_PAGE_SIZE ? 0 : -EIO;
+        return n < (ssize_t) KSM_PAGE_SIZE ? -EIO : (int) ((size_t) n / KSM_PAGE_SIZE);
 }
 
 static unsigned run_length(const uint64_t *pages, unsigned n_pages) {

@@ -25,5 +25,6 @@
  * process_vm_readv. */
 void reader_read(struct process *p, bool fast, const uint64_t *pages, unsigned n_pages, uint8_t *buffer,
                  bool *ok);
-/* Reads one page through the mem fd into `to`. 0, or -errno: `to` holds anything. */
-int reader_read_exact(const struct process *p, uint64_t page, void *to);
+/* Reads neighbouring pages through the mem fd into `to`. How many were read in full, from the front, or -errno: none. Behind them `to`
+ * holds anything. */
+int reader_read_exact(const struct process *p, uint64_t page, unsigned n_pages, void *to);

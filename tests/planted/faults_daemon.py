@@ -17,9 +17,10 @@ DAEMON_FAULTS = [
 
     # -- reading, hashing, publishing ---------------------------------------------------------------------------------------
     Fault("publishes-another-page", "I5", "a slot gets the page behind the one it is for", "daemon/scanner.c",
-          "reader_read_exact(j->process, publish->pages[i], slot) < 0)", "reader_read_exact(j->process, publish->pages[i] + 1, slot) < 0)", MERGE),
+          "reader_read_exact(j->process, j->publish.pages[at], n_pages, slots);", "reader_read_exact(j->process, j->publish.pages[at] + 1, n_pages, slots);", MERGE),
     Fault("publishes-into-another-slot", "I2", "a slot that is shared already is written", "daemon/scanner.c",
-          "                uint8_t *slot = slots + publish->slots[i] * KSM_PAGE_SIZE;", "                uint8_t *slot = slots + (publish->slots[i] & ~1U) * KSM_PAGE_SIZE;", MERGE),
+          "        uint8_t *slots = j->segment->segment->slots + j->publish.slots[at] * KSM_PAGE_SIZE;",
+          "        uint8_t *slots = j->segment->segment->slots + (j->publish.slots[at] & ~1U) * KSM_PAGE_SIZE;", MERGE),
     Fault("hashes-unread", "I5", "pages that could not be read are hashed", "daemon/scanner.c",
           "                        if (!scratch->ok[k])\n                                continue;\n", "", ("shell", "client_memory", "daemon_merge", "sharing", "shim-daemon")),
     Fault("walks-the-dying", "5.2", "the page tables of a process that exits are walked", "daemon/scanner.c",
@@ -49,8 +50,8 @@ DAEMON_FAULTS = [
     Fault("reads-setuid-programs", "8", "a client's process is read by pid after an exec of a setuid program", "daemon/sys/reader.c",
           "        if (!is_its_users) {", "        if (false) {", ("malice",)),
     Fault("publishes-by-pid", "I4", "what is published is read by pid, after an exec from the new program", "daemon/sys/reader.c",
-          "        ssize_t n = pread(p->mem_fd, to, KSM_PAGE_SIZE, (off_t) (page << KSM_PAGE_SHIFT));",
-          "        struct iovec local = { to, KSM_PAGE_SIZE }, remote = { (void *) (uintptr_t) (page << KSM_PAGE_SHIFT), KSM_PAGE_SIZE };\n"
+          "        ssize_t n = pread(p->mem_fd, to, n_pages * KSM_PAGE_SIZE, (off_t) (page << KSM_PAGE_SHIFT));",
+          "        struct iovec local = { to, n_pages * KSM_PAGE_SIZE }, remote = { (void *) (uintptr_t) (page << KSM_PAGE_SHIFT), n_pages * KSM_PAGE_SIZE };\n"
           "        ssize_t n = process_vm_readv(p->pid, &local, 1, &remote, 1, 0);", ("client_memory",) + MERGE),
     Fault("zeros-by-half", "5.2", "a page that is half zeros is taken for zeros", "daemon/sys/digest.c",
           "(const uint8_t *) page + sizeof(first), KSM_PAGE_SIZE - sizeof(first)) == 0;", "(const uint8_t *) page + sizeof(first), KSM_PAGE_SIZE / 2) == 0;", ("segment",) + MERGE),

@@ -81,8 +81,12 @@ static void read_with_hole(bool fast) {
                         assert_memory_equal(buffer + i * KSM_PAGE_SIZE, (void *) (uintptr_t) (pages[i] << KSM_PAGE_SHIFT),
                                             KSM_PAGE_SIZE);
         }
-        assert_int_equal(reader_read_exact(p, pages[hole], buffer), -EIO);
-        assert_int_equal(reader_read_exact(p, pages[0], buffer), 0);
+        assert_int_equal(reader_read_exact(p, pages[hole], 1, buffer), -EIO);
+        assert_int_equal(reader_read_exact(p, pages[hole], 2, buffer), -EIO);
+        assert_int_equal(pages[hole - 1] + 1, pages[hole]);
+        assert_int_equal(reader_read_exact(p, pages[hole - 1], 2, buffer), 1);
+        assert_int_equal(reader_read_exact(p, pages[0], 3, buffer), 3);
+        assert_memory_equal(buffer, memory, 3 * KSM_PAGE_SIZE);
         assert_int_equal(munmap(memory, PAGES * KSM_PAGE_SIZE), 0);
 }
 
@@ -159,12 +163,12 @@ static void test_exec_reads_nothing(void **state) {
         const uint64_t page = (uintptr_t) memory >> KSM_PAGE_SHIFT;
         static uint8_t buffer[KSM_PAGE_SIZE];
         bool ok;
-        assert_int_equal(reader_read_exact(p, page, buffer), 0);
+        assert_int_equal(reader_read_exact(p, page, 1, buffer), 1);
         assert_memory_equal(buffer, memory, KSM_PAGE_SIZE);
         assert_int_equal(write(to_child[1], "", 1), 1);
         /* The child's exec is done when its old memory is no longer there. */
         unsigned tries = 0;
-        while (reader_read_exact(p, page, buffer) == 0)
+        while (reader_read_exact(p, page, 1, buffer) == 1)
                 assert_true(tries++ < 10000 && usleep(1000) == 0);
         reader_read(p, false, &page, 1, buffer, &ok);
         assert_false(ok);
@@ -203,7 +207,7 @@ static void test_dead_reads_nothing(void **state) {
         reader_read(p, true, &page, 1, buffer, &ok);
         assert_false(ok);
         /* What is published is never read by pid. */
-        assert_true(reader_read_exact(p, page, buffer) < 0);
+        assert_true(reader_read_exact(p, page, 1, buffer) < 0);
         p = process_unref(p);
         assert_int_equal(munmap(memory, KSM_PAGE_SIZE), 0);
 }
