@@ -294,6 +294,16 @@ static int check(const struct subject *s) {
         return 0;
 }
 
+/* "write AREA STEP [MSEC]", "poke AREA STEP" or "read AREA STEP". */
+static bool has_area(const struct subject *s, const char *line, unsigned *area, uint64_t *step, uint64_t *msec) {
+        static const char *const verbs[] = { "write ", "poke ", "read " };
+
+        for (size_t i = 0; i < ARRAY_SIZE(verbs); i++)
+                if (strncmp(line, verbs[i], strlen(verbs[i])) == 0)
+                        return sscanf(line, "%*s %u %" SCNu64 " %" SCNu64, area, step, msec) >= 2 && *area < s->n_areas && *step > 0;
+        return false;
+}
+
 /* 0 or a negative errno; -EINVAL also for what is no command. */
 static int command(struct subject *s, const char *line) {
         struct cost begin = cost_now(), end = {};
@@ -309,16 +319,14 @@ static int command(struct subject *s, const char *line) {
                 r = check(s);
         else if (sscanf(line, "visit %" SCNu64, &msec) == 1)
                 n_samples = visit(s, msec);
-        else if (sscanf(line, "%*s %u %" SCNu64 " %" SCNu64, &area, &step, &msec) < 2 || area >= s->n_areas || step == 0)
+        else if (!has_area(s, line, &area, &step, &msec))
                 r = -EINVAL;
         else if (strncmp(line, "write ", 6) == 0)
                 n_pages = rewrite(s, &s->areas[area], step, msec);
         else if (strncmp(line, "poke ", 5) == 0)
                 n_pages = n_samples = poke(s, &s->areas[area], step);
-        else if (strncmp(line, "read ", 5) == 0)
-                n_pages = n_samples = load(s, &s->areas[area], step);
         else
-                r = -EINVAL;
+                n_pages = n_samples = load(s, &s->areas[area], step);
         if (r < 0)
                 return r;
         end = cost_now();

@@ -30,7 +30,6 @@ struct job {
         struct store_domain *domain;
         struct store_segment *segment;
         struct uid_account *account;
-        struct placing *placing; /* kept from the first job that wanted nodes; NULL: none did, or there was no memory */
         bool is_placing;
         union {
                 struct core_scan scan;
@@ -45,6 +44,7 @@ struct job {
                 struct core_run runs[SCAN_RUNS_MAX];
                 struct core_read_result results[CORE_READ_PAGES];
         };
+        struct placing placing; /* last: a job that wants no nodes never touches its memory */
 };
 _Static_assert(CORE_PUBLISH_PAGES <= CORE_READ_PAGES, "one result array serves both");
 
@@ -120,8 +120,8 @@ static void run_scan(struct worker_job *base, void *userdata) {
         }
         if (!j->is_placing)
                 return;
-        placing_name_runs(j->placing, j->runs, &j->n_runs, &j->end_page);
-        placing_ask_kernel(j->placing, j->process->pid);
+        placing_name_runs(&j->placing, j->runs, &j->n_runs, &j->end_page);
+        placing_ask_kernel(&j->placing, j->process->pid);
 }
 
 static void run_read(struct worker_job *base, void *userdata) {
@@ -144,8 +144,8 @@ static void run_read(struct worker_job *base, void *userdata) {
         }
         j->error = 0;
         if (j->is_placing) { /* what was swapped out is there now */
-                placing_name_pages(j->placing, read->pages, read->n_pages);
-                placing_ask_kernel(j->placing, j->process->pid);
+                placing_name_pages(&j->placing, read->pages, read->n_pages);
+                placing_ask_kernel(&j->placing, j->process->pid);
         }
         fault_point(FAULT_read_hashed);
 }
@@ -279,9 +279,7 @@ static int job_hold(struct scanner *s, struct job *j) {
         }
         j->domain = store_domain_ref(c->domain);
         j->process = process_ref(c->process);
-        if (wants_nodes(j) && !j->placing)
-                j->placing = malloc(sizeof(*j->placing)); /* without it nodes are not known, this time */
-        j->is_placing = wants_nodes(j) && j->placing;
+        j->is_placing = wants_nodes(j);
         j->account = c->session->account;
         j->account->n_jobs++;
         return 0;
@@ -386,9 +384,9 @@ bool scanner_dispatch(struct scanner *s, uint64_t now, uint64_t *ret_next_usec) 
 /* What is known of nodes goes into the results. */
 static void place_results(struct job *j) {
         if (j->kind == JOB_SCAN)
-                placing_split_runs(j->placing, j->runs, &j->n_runs, &j->end_page);
+                placing_split_runs(&j->placing, j->runs, &j->n_runs, &j->end_page);
         for (uint32_t i = 0; j->kind == JOB_READ && i < j->read.n_pages; i++)
-                j->results[i].node = j->placing->nodes[i];
+                j->results[i].node = j->placing.nodes[i];
 }
 
 static void on_nodes(struct nodes_question *q, int error) {
@@ -401,7 +399,7 @@ static void on_nodes(struct nodes_question *q, int error) {
 
 /* True: on_nodes will go on with the job, when the process has told what the kernel did not. */
 static bool ask_process(struct scanner *s, struct job *j) {
-        struct placing *p = j->placing;
+        struct placing *p = &j->placing;
         struct client *c = client_find(s->manager, j->client);
         p->owner = j;
         p->question = (struct nodes_question){ .pages = p->pages, .n_pages = p->n_pages, .ret_nodes = p->nodes, .done = on_nodes };
@@ -412,7 +410,7 @@ static bool ask_process(struct scanner *s, struct job *j) {
 static bool is_placed_later(struct scanner *s, struct job *j) {
         if (!j->is_placing || j->error < 0)
                 return false;
-        if (j->placing->error < 0 && ask_process(s, j))
+        if (j->placing.error < 0 && ask_process(s, j))
                 return true;
         place_results(j);
         return false;
@@ -476,7 +474,6 @@ struct scanner *scanner_free(struct scanner *s) {
         while (s->free_jobs) {
                 struct job *j = s->free_jobs;
                 s->free_jobs = j->next_free;
-                free(j->placing);
                 free(j);
         }
         free(s);

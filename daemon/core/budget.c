@@ -19,7 +19,7 @@ bool client_has_vmas(const struct core *c, const struct client *cl, uint32_t n, 
 
 /* An eighth of the budget is used, or will be if what is about to be merged lies scattered. */
 bool client_is_short_of_vmas(const struct core *c, const struct client *cl) {
-        int64_t coming = (int64_t) (cl->states[PAGE_MATCHED] + cl->states[PAGE_HASHED]);
+        int64_t coming = (int64_t) cl->states[PAGE_MATCHED] + cl->states[PAGE_HASHED];
 
         return cl->vmas_used + cl->vmas_pending + coming > client_vma_budget(c, cl) / 8;
 }

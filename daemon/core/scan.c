@@ -203,7 +203,7 @@ static void pass_settle(struct core *c, struct client *cl, uint64_t now_usec) {
         for (unsigned k = 0; k < SHORT_BUCKETS; k++)
                 if (cl->shorts[k].head != NIL)
                         turn_add(c, cl, TURN_APPLY);
-        c->counters.pages_skipped += (int64_t) (cl->states[PAGE_UNSHARED] + cl->states[PAGE_MERGED]);
+        c->counters.pages_skipped += (int64_t) cl->states[PAGE_UNSHARED] + cl->states[PAGE_MERGED];
         epoch_end_of_pass(c, cl, now_usec);
 }
 

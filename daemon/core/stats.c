@@ -17,8 +17,8 @@ void core_counters(const struct core *c, struct counters *ret) {
 
         n.pages_shared = (int64_t) c->slots_shared;
         n.pages_sharing = (int64_t) (c->slots_sharers - c->slots_shared);
-        n.pages_unshared = (int64_t) (c->states[PAGE_UNSHARED] + c->states[PAGE_PARTNER]);
-        n.pages_volatile = (int64_t) (c->states[PAGE_FRESH] + c->states[PAGE_READING]);
+        n.pages_unshared = (int64_t) c->states[PAGE_UNSHARED] + c->states[PAGE_PARTNER];
+        n.pages_volatile = (int64_t) c->states[PAGE_FRESH] + c->states[PAGE_READING];
         n.ksm_zero_pages = (int64_t) c->states[PAGE_ZEROED];
         n.stable_node_chains = (int64_t) c->chains;
         n.stable_node_dups = (int64_t) c->dups;

@@ -46,8 +46,8 @@ static uint8_t *map_pages(size_t n_pages) {
 }
 
 static void need_numa(void) {
-        uint64_t page = page_number(&page);
-        int16_t node;
+        int16_t node = 0;
+        uint64_t page = page_number(&node);
         if (numa_nodes(0, &page, 1, &node) == -ENOSYS) {
                 print_message("SKIPPED: a kernel without NUMA\n");
                 skip();

@@ -74,7 +74,7 @@ static void test_too_many_runs(void **state) {
         runs[0] = (struct core_run){ .page = 5, .n_pages = PLACING_PAGES_MAX };
         placing_name_runs(p, runs, &n, &end);
         for (size_t i = 0; i < p->n_pages; i++)
-                p->nodes[i] = i % 2;
+                p->nodes[i] = (int16_t) (i % 2);
         placing_split_runs(p, runs, &n, &end);
         assert_int_equal(n, SCAN_RUNS_MAX);
         assert_int_equal(end, 5 + SCAN_RUNS_MAX);

@@ -362,7 +362,7 @@ static int ask(struct asked *a) {
 }
 
 static int16_t node_of_page(uint64_t page) {
-        return page % 5 == 4 ? -ENOENT : (int16_t) (page % 5);
+        return (int16_t) (page % 5 == 4 ? -ENOENT : (int) (page % 5));
 }
 
 /* The agent's part, from the next NODES_REQUEST. Its op, for an answer with another one. */
@@ -376,7 +376,7 @@ static uint64_t answer_nodes(uint64_t op_plus, uint32_t count_plus, int expected
         const struct nodes_wanted_element *wanted = m.frame.elements;
         for (uint32_t i = 0; i < m.frame.count; i++)
                 for (unsigned k = 0; k < 64; k++)
-                        answer[i].node[k] = wanted[i].wanted >> k & 1 ? node_of_page(wanted[i].page + k) : -ENOENT;
+                        answer[i].node[k] = (int16_t) (wanted[i].wanted >> k & 1 ? node_of_page(wanted[i].page + k) : -ENOENT);
         const struct msg_nodes body = { .op = op + op_plus };
         const struct frame f = { .type = MSG_NODES, .body = &body, .elements = answer, .count = m.frame.count + count_plus };
         assert_int_equal(nodes_told(&client, &f), expected);
