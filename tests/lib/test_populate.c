@@ -95,7 +95,8 @@ static void begin_discard(struct discarder *d) {
         assert_int_equal(pthread_create(&d->thread, NULL, discard_raw, d), 0);
         d->begun = true;
         for (uint64_t end = now_usec() + BOUND_USEC; now_usec() < end; sched_yield())
-                if (atomic_load(&d->tid) && strchr("SD", task_state(d->tid)))
+                /* Not for the mapping's lock: then it is not heard of yet. */
+                if (atomic_load(&d->tid) && task_waits_in(d->tid, "userfaultfd"))
                         return;
 }
 
