@@ -53,6 +53,8 @@ static inline uint64_t record_payload(uint64_t r) {
 static inline uint64_t record_hash(uint64_t r) {
         return r & ~UINT64_C(0xff);
 }
+/* Of a FRESH page that was not written, and is only to be read where it lies: last written before all times. */
+#define NOT_WRITTEN_USEC UINT64_C(1)
 static inline unsigned more_fails(unsigned fails, unsigned by) {
         return MIN(fails + by, (unsigned) FAILS_MAX);
 }
@@ -255,7 +257,9 @@ struct client {
         uint32_t pass;
         uint64_t pass_usec, last_pass_usec; /* start of the running one and of the last complete one; 0 none */
         uint64_t spare_usec; /* no pass so soon after pass_usec, for the sake of the process */
-        uint64_t cursor, window_pages, n_rewritten;
+        uint64_t cursor, window_pages;
+        uint64_t n_rewritten, n_new; /* pages that the pass found written: known ones, others */
+        bool has_news;               /* the last pass found much that was new: the next one comes soon */
         struct skip_list skips[2]; /* [pass & 1] is read, the other is built */
         uint8_t look;
         uint8_t claim_look; /* the last look when the agent reported runs, or that failed in part: the next one judges them */

@@ -148,8 +148,8 @@ static void extent_unshare(struct core *c, uint32_t id) {
         for (uint64_t m = e->mapped; m; m &= m - 1) {
                 unsigned i = (unsigned) __builtin_ctzll(m);
 
-                if (record_state(b->page[i]) == PAGE_MERGED) /* last written before all times */
-                        page_fresh(c, block, i, record_fails(b->page[i]), 1);
+                if (record_state(b->page[i]) == PAGE_MERGED)
+                        page_fresh(c, block, i, record_fails(b->page[i]), NOT_WRITTEN_USEC);
         }
 }
 

@@ -148,7 +148,7 @@ void page_placed(struct core *c, uint32_t block, unsigned i, unsigned nid) {
                 break;
         }
         if (is_elsewhere)
-                page_fresh(c, block, i, record_fails(r), 1); /* last written before all times */
+                page_fresh(c, block, i, record_fails(r), NOT_WRITTEN_USEC);
         if (in_flight && nid != 0)
                 node_look_failed(c, cl);
 }

@@ -301,7 +301,7 @@ static bool let_go(struct visit *v, uint32_t extent, struct place p) {
 
                 if (record_state(b->page[i]) != PAGE_MERGED || slot_at(v->d, page_file_slot(c, b, i))->sharers <= cap_of(c))
                         continue;
-                page_fresh(c, p.block, i, record_fails(b->page[i]), 1); /* last written before all times */
+                page_fresh(c, p.block, i, record_fails(b->page[i]), NOT_WRITTEN_USEC);
                 c->prune_moves -= c->prune_moves > 0;
         }
         return slot_at(v->d, v->slot)->sharers > cap_of(c);

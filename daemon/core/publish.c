@@ -443,8 +443,7 @@ void core_publish_done(struct core *c, uint64_t id, uint64_t now_usec, const str
                 return;
         c->n_publishing_pages -= op->publish->n_pages;
         block = op->publish->pages[0] >> BLOCK_SHIFT;
-        if (d)
-                index_fetch(&d->index, op->publish->hashes, op->publish->n_pages);
+        index_fetch(&d->index, op->publish->hashes, op->publish->n_pages); /* its slots keep the domain */
         for (uint32_t k = 0; k < op->publish->n_pages; k++)
                 publish_one(c, cl, d, op->publish, k, error < 0 ? NULL : &results[k], now_usec);
         if (cl)

@@ -15,8 +15,10 @@
 #define RETRY_FIRST_USEC (1000 * 1000)
 #define RETRY_MAX_DOUBLINGS 6
 
-static bool is_on_its_way(enum page_state s) {
-        switch (s) {
+static bool is_on_its_way(uint64_t r) {
+        switch (record_state(r)) {
+        case PAGE_FRESH:
+                return record_payload(r) == NOT_WRITTEN_USEC; /* the next pass reads it */
         case PAGE_READING:
         case PAGE_HASHED:
         case PAGE_PARTNER:
@@ -49,9 +51,9 @@ static bool is_ragged(const struct core *c, const struct block *b, const struct 
         int mapped = __builtin_popcountll(e->mapped), kept = 0;
 
         for (uint64_t m = e->mapped; m; m &= m - 1) {
-                enum page_state s = record_state(b->page[__builtin_ctzll(m)]);
+                uint64_t r = b->page[__builtin_ctzll(m)];
 
-                kept += s == PAGE_MERGED || is_on_its_way(s);
+                kept += record_state(r) == PAGE_MERGED || is_on_its_way(r);
         }
         return kept * 4 < mapped ||
                (!client_has_vmas(c, block_client(c, b), 0, false) && extent_vmas(c, b, e) * 4 > kept);
@@ -64,7 +66,7 @@ static bool is_left_over(const struct core *c, const struct block *b, const stru
         for (uint64_t m = e->mapped; m; m &= m - 1) {
                 enum page_state s = record_state(b->page[__builtin_ctzll(m)]);
 
-                if (s == PAGE_MERGED || s == PAGE_FRESH || is_on_its_way(s))
+                if (s == PAGE_MERGED || s == PAGE_FRESH || is_on_its_way(b->page[__builtin_ctzll(m)]))
                         return false;
         }
         return true;

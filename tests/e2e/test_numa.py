@@ -234,12 +234,9 @@ def test_changed_live():
         assert s["pages_shared"] == PAGES and s["pages_sharing"] == (2 * len(NODES) - 1) * PAGES, s
         with Checks(residents):
             d.ctl("set", "merge_across_nodes=0")
-            settled(d, residents, "changed to 0")
-            assert d.stats()["pages_shared"] >= PAGES
-            for node, group in by_node.items():
-                for r in group:
-                    r.go(node)
-            s = settled(d, residents, "everyone at home")
+            # Each has pages of its own node again, and shares those.
+            until(lambda: all(r.nodes() == [node] * PAGES for node, group in by_node.items() for r in group), SECONDS, "everyone at home")
+            s = settled(d, residents, "changed to 0")
             assert s["pages_shared"] == len(NODES) * PAGES, s
             d.ctl("set", "merge_across_nodes=1")
             s = settled(d, residents, "changed to 1", across=True)
