@@ -443,8 +443,8 @@ def the_tree_lives_as_long_as_its_namespace():
 
 if not (KSM / "run").exists():
     skip("this kernel is without KSM: nothing to compare with")
-CASES = [the_files_are_the_kernels, reading_is_as_from_sysfs, nothing_else_can_be_done, writes_fail_alike, the_daemon_may_go_and_come,
+TESTS = [the_files_are_the_kernels, reading_is_as_from_sysfs, nothing_else_can_be_done, writes_fail_alike, the_daemon_may_go_and_come,
          a_killed_server_leaves_no_mount, a_server_ends_with_files_open, each_domain_has_a_directory,
          run_2_waits_for_what_can_be_restored, the_tree_lives_as_long_as_its_namespace,
          programs_for_kernel_ksm_run]
-run(*(c for c in CASES if not sys.argv[1:] or c.__name__ in sys.argv[1:]))
+run(*(c for c in TESTS if not sys.argv[1:] or c.__name__ in sys.argv[1:]))
