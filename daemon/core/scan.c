@@ -17,6 +17,10 @@
 /* A write to a page protected again costs its process a fault of 0.7 us, which may take 1 % of its time. */
 #define REPROTECT_USEC 70
 #define PASS_MAX_USEC (64 * 1000 * 1000)
+/* A pass has news when one page in so many of the process was not known; the next one comes as soon as those have settled, but not before
+ * such a part of the period: with a settle time of 0 passes would follow each other without a pause. */
+#define NEWS_DIVISOR 8
+#define NEWS_HASTE 8
 /* A window should take a worker about this long. */
 #define WINDOW_SHORT_USEC 2000
 #define WINDOW_LONG_USEC 8000
@@ -125,7 +129,7 @@ static void pass_begin(struct core *c, struct client *cl, uint64_t now_usec) {
         cl->pass++;
         cl->pass_usec = now_usec;
         cl->cursor = 0;
-        cl->n_rewritten = 0;
+        cl->n_rewritten = cl->n_new = 0;
         cl->skips[cl->pass & 1].next = 0;
         cl->skips[~cl->pass & 1].n = 0;
 }
@@ -257,10 +261,18 @@ static uint64_t pages_walked(const struct core_scan *scan) {
         return n;
 }
 
+/* Much that is new, as of a process that has just come, is looked at again as soon as it may have settled, not a whole period later. */
+static uint64_t period_usec(const struct core *c, const struct client *cl) {
+        uint64_t pass = pace_usec(c, c->tunables.pass_millisecs), soon = pass / NEWS_HASTE;
+
+        soon = MAX(soon, pace_usec(c, c->tunables.settle_millisecs));
+        return cl->has_news ? MIN(pass, soon) : pass;
+}
+
 static uint64_t pass_due_usec(const struct core *c, const struct client *cl) {
         if (cl->pass_usec == 0)
                 return 0;
-        return cl->pass_usec + MAX(cl->spare_usec, pace_usec(c, c->tunables.pass_millisecs));
+        return cl->pass_usec + MAX(cl->spare_usec, period_usec(c, cl));
 }
 
 void scan_hurry(struct core *c, struct client *cl) {
@@ -297,6 +309,7 @@ static bool pass_next(struct core *c, struct client *cl, uint64_t now_usec, uint
                 job_add(c, cl);
         }
         cl->in_pass = cl->is_looking = false;
+        cl->has_news = cl->n_new > states_tracked(cl->states) / NEWS_DIVISOR;
         cl->spare_usec = MIN(cl->n_rewritten * REPROTECT_USEC, (uint64_t) PASS_MAX_USEC);
         scan_schedule(c, cl, MAX(pass_due_usec(c, cl), now_usec + 1));
         return false;
@@ -413,6 +426,7 @@ static void block_pages(struct scan_results *s, uint64_t number, uint64_t mask, 
                 }
                 s->n_rewritten += record_state(b->page[i]) != PAGE_NONE;
                 s->cl->n_rewritten += record_state(b->page[i]) != PAGE_NONE;
+                s->cl->n_new += record_state(b->page[i]) == PAGE_NONE && !(categories & (CORE_FILE | CORE_ZERO));
                 page_written(c, block, i, categories, s->time_usec);
         }
 }

@@ -142,6 +142,47 @@ static void test_full_scans(void **state) {
         finish(w);
 }
 
+/* A process that has just come is merged as soon as it has settled, not a period later; then it is looked at once a period. */
+static void test_news_do_not_wait_for_a_period(void **state) {
+        enum { PAGES = 1024, FEW = PAGES / 16 };
+        struct world *w = start(2, PAGES);
+        uint64_t scanned;
+
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_pass_millisecs, 8000, w->now_usec), 0);
+        for (uint32_t i = 0; i < 2; i++)
+                fill(w, i, 0, PAGES, 1);
+        world_run(w, 4 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, PAGES);
+        world_run(w, 8 * SECOND);
+        scanned = w->n_scans;
+        world_run(w, 80 * SECOND);
+        assert_in_range(w->n_scans - scanned, 2 * 9, 2 * 12); /* a plain look among them */
+        /* What is written anew here and there is not news. */
+        for (uint32_t i = 0; i < 2; i++)
+                fill(w, i, 0, FEW, 5000);
+        world_run(w, 7 * SECOND);
+        assert_int_not_equal(world_counters(w).pages_sharing, PAGES);
+        world_run(w, 20 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, PAGES);
+        finish(w);
+}
+
+/* With nothing to settle for, too, passes have a pause. */
+static void test_news_have_a_pace(void **state) {
+        enum { PAGES = 1024 };
+        struct world *w = start(1, PAGES);
+
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_pass_millisecs, 8000, w->now_usec), 0);
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_settle_millisecs, 0, w->now_usec), 0);
+        for (unsigned k = 0; k < 80; k++) { /* all of it is new all the time */
+                world_drop(w, 0, 0, PAGES);
+                fill(w, 0, 0, PAGES, 1 + k);
+                world_run(w, SECOND / 10);
+        }
+        assert_in_range(w->n_scans, 4, 24); /* 8 s: a pass a second, and looks */
+        finish(w);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_scan_results_are_cut),
@@ -150,6 +191,8 @@ int main(void) {
                 cmocka_unit_test(test_scan_that_failed),
                 cmocka_unit_test(test_parked_is_not_asked),
                 cmocka_unit_test(test_full_scans),
+                cmocka_unit_test(test_news_do_not_wait_for_a_period),
+                cmocka_unit_test(test_news_have_a_pace),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
