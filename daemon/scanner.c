@@ -194,7 +194,9 @@ static void run_publish(struct worker_job *base, void *userdata) {
                 j->results[i] = (struct core_read_result){ .status = CORE_READ_FAILED, .node = -1 };
         for (uint32_t i = 0; i < publish->n_pages && !atomic_load_explicit(&j->process->closing, memory_order_relaxed);) {
                 unsigned run = publish_run(publish, i), done = publish_pages(j, i, run);
-                i += done < run ? done + 1 : done; /* behind one that cannot be read */
+                i += done;
+                if (done < run) /* one that cannot be read; its slot may have memory by now */
+                        j->results[i++].status = CORE_READ_SPOILED;
         }
         if (publish->node >= 0)
                 look_at_slots(j);
@@ -227,7 +229,7 @@ static void answer(struct scanner *s, struct job *j, bool failed, uint64_t now) 
         uint64_t cpu_before = clock_usec(CLOCK_THREAD_CPUTIME_ID);
         if (failed && j->kind != JOB_SCAN) {
                 for (size_t i = 0; i < ARRAY_SIZE(none); i++)
-                        none[i] = (struct core_read_result){ .status = CORE_READ_FAILED };
+                        none[i] = (struct core_read_result){ .status = j->kind == JOB_PUBLISH ? CORE_READ_SPOILED : CORE_READ_FAILED };
                 results = none;
         }
         switch (j->kind) {

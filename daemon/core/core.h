@@ -153,7 +153,12 @@ struct core_read {
         bool wants_nodes;
         uint64_t pages[CORE_READ_PAGES]; /* ascending */
 };
-enum core_read_status { CORE_READ_OK = 0, CORE_READ_ALL_ZERO, CORE_READ_FAILED };
+enum core_read_status {
+        CORE_READ_OK = 0,
+        CORE_READ_ALL_ZERO,
+        CORE_READ_FAILED,
+        CORE_READ_SPOILED, /* of a publish: failed, and the slot takes memory all the same */
+};
 struct core_read_result {
         uint64_t hash; /* 64-bit keyed hash of the bytes; only its equality matters */
         uint32_t status;
@@ -176,8 +181,8 @@ struct core_publish {
         uint32_t slots[CORE_PUBLISH_PAGES]; /* never written before, ascending */
 };
 bool core_next_publish(struct core *c, uint64_t now_usec, struct core_publish *ret);
-/* results: status OK with the hash of the slot's bytes *after* the copy (that becomes the chain's key, I5), or FAILED:
- * that slot stays empty for ever and is never mapped (reading a hole of a sealed memfd would allocate).
+/* results: status OK with the hash of the slot's bytes *after* the copy (that becomes the chain's key, I5), or FAILED or
+ * SPOILED: that slot is never mapped (reading a hole of a sealed memfd would allocate).
  * error < 0: nothing was written (segment could not be created): back off. */
 void core_publish_done(struct core *c, uint64_t op, uint64_t now_usec, const struct core_read_result *results, int error);
 

@@ -397,13 +397,14 @@ static void publish_one(struct core *c, struct client *cl, struct domain *d, con
                         const struct core_read_result *result, uint64_t now_usec) {
         uint64_t *source = source_of(c, cl, o, k);
         unsigned nid = segment_of(d, o->slots[k])->nid;
-        bool was_written = result && result->status != CORE_READ_FAILED;
+        bool was_written = result && result->status != CORE_READ_FAILED; /* takes memory, and counts against the domain's bound */
+        bool was_read = was_written && result->status != CORE_READ_SPOILED;
         /* The kernel takes memory of another node when the wanted one is full. */
-        bool is_misplaced = was_written && nid != 0 && result->node != (int32_t) nid - 1;
+        bool is_misplaced = was_read && nid != 0 && result->node != (int32_t) nid - 1;
         unsigned fails = source ? record_fails(*source) : 0;
         struct match m;
 
-        if (source && was_written && !is_misplaced && record_hash(content_hash(result->hash, nid)) == o->hashes[k]) {
+        if (source && was_read && !is_misplaced && record_hash(content_hash(result->hash, nid)) == o->hashes[k]) {
                 match_find(c, d, o->hashes[k], &m);
                 publish_good(c, d, o->pages[k], o->slots[k], o->hashes[k], o->strips >> k & 1, now_usec);
                 if (m.page != NIL && slot_at(d, o->slots[k])->state == SLOT_LIVE)
@@ -414,7 +415,7 @@ static void publish_one(struct core *c, struct client *cl, struct domain *d, con
         release_partner(c, d, o->hashes[k]);
         if (source)
                 page_fresh(c, o->pages[k] >> BLOCK_SHIFT, o->pages[k] & (BLOCK_PAGES - 1),
-                           was_written && !is_misplaced ? fails : more_fails(fails, 1), now_usec);
+                           was_read && !is_misplaced ? fails : more_fails(fails, 1), now_usec);
 }
 
 static void publish_block_done(struct core *c, struct client *cl, uint32_t block) {

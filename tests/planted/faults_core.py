@@ -311,9 +311,9 @@ CORE_FAULTS = [Fault(name, breaks, text, f"daemon/core/{file}", old, new, BOOKS 
      "        return s->events & SEGMENT_CLEANING && s->nid == 0 && nodes_matter(c);", "        return s->events & SEGMENT_CLEANING && s->nid == 99 && nodes_matter(c);", ()),
     ("nodes-have-one-key", "5.6", "chains of the same content on two nodes are taken for one", "node.c", "        return nid * UINT64_C(0x9e3779b97f4a7c15);", "        return nid * 0;", ()),
     ("full-node-believed", "5.6", "a slot that the kernel put on another node is shared as if it were where it was to be", "publish.c",
-     "was_written && nid != 0 && result->node != (int32_t) nid - 1;", "was_written && nid != 0 && result->node == INT32_MAX;", ()),
+     "was_read && nid != 0 && result->node != (int32_t) nid - 1;", "was_read && nid != 0 && result->node == INT32_MAX;", ()),
     ("full-node-tried-on", "5.6", "publishing to a full node is tried again without a pause", "publish.c",
-     "was_written && !is_misplaced ? fails :", "was_written ? fails :", ()),
+     "was_read && !is_misplaced ? fails :", "was_read ? fails :", ()),
     ("failed-look-counts", "5.6", "a look that failed is taken for one that found nothing migrated", "scan.c", "                node_look_failed(s->c, s->cl);\n", "", ()),
     ("merged-after-the-look", "5.6", "pages that come to share a misplaced slot after their look are not looked at again", "answer.c",
      "                node_look_failed(c, a->cl);", "                ;", ()),
@@ -331,4 +331,6 @@ CORE_FAULTS = [Fault(name, breaks, text, f"daemon/core/{file}", old, new, BOOKS 
      "cl->n_new > states_tracked(cl->states) / NEWS_DIVISOR;", "cl->n_new + cl->n_rewritten > 0;", ()),
     ("news-without-pause", "issue 5", "passes follow each other without a pause while all is new", "scan.c",
      "soon = pass / NEWS_HASTE;", "soon = 0;", ()),
+    ("spoiled-is-free", "5.5", "slots that take memory without having been read count as lost, and no bound holds them", "publish.c",
+     "result && result->status != CORE_READ_FAILED; /* takes", "result && result->status < CORE_READ_FAILED; /* takes", ()),
 )]

@@ -368,6 +368,12 @@ static void answer_publish(struct world *w, const struct core_publish *u) {
                 MUST(u->slots[k] < s->n_slots && !s->is_written[u->slots[k]]);
                 MUST(k == 0 || u->slots[k] > u->slots[k - 1]);
                 results[k] = look_at(w, p, u->pages[k], false);
+                if (w->spoils || (results[k].status == CORE_READ_FAILED && k % 2)) {
+                        results[k].status = CORE_READ_SPOILED;
+                        s->is_written[u->slots[k]] = true; /* with zeros */
+                        w->n_spoiled++;
+                        continue;
+                }
                 if (results[k].status == CORE_READ_FAILED)
                         continue;
                 results[k].status = CORE_READ_OK;

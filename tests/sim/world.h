@@ -64,6 +64,8 @@ struct world {
         uint32_t window, max_map_count; /* of processes to come */
         uint8_t n_nodes;     /* 0: one, and none is ever asked for */
         bool has_migrated;   /* the core has not been told yet */
+        bool spoils;         /* every publish fails, and takes memory */
+        uint64_t n_spoiled;
         bool is_full;        /* no node has the memory that a segment is to have of it */
         bool hides_nodes;
         uint64_t n_placed_pages; /* whose node a look asked for */

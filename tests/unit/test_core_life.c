@@ -88,6 +88,31 @@ static void test_unique_stays_and_is_found(void **state) {
         finish(w);
 }
 
+/* Slots that were to be filled from pages that cannot be read take memory all the same: they are dead, and within the domain's bound; and
+ * it is tried again later each time. */
+static void test_spoiled_slots_are_bounded(void **state) {
+        enum { PAGES = 512, FEW = 8, BOUND = PAGES + PAGES / 2 }; /* half of what is registered, and half as much again for dead ones */
+        struct world *w = start(2, PAGES);
+
+        for (uint32_t i = 0; i < 2; i++)
+                fill(w, i, 0, FEW, 1);
+        world_run(w, 20 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, FEW); /* their segment stays for a while */
+        w->spoils = true;
+        for (uint32_t i = 0; i < 2; i++)
+                fill(w, i, FEW, PAGES - FEW, 100);
+        for (unsigned k = 0; k < 200; k++) {
+                world_run(w, SECOND);
+                assert_in_range(world_store_pages(w), 0, BOUND);
+                assert_int_equal(world_counters(w).segment_bytes, (int64_t) world_store_pages(w) * 4096);
+        }
+        assert_in_range(w->n_spoiled, PAGES - FEW, 20 * PAGES);
+        w->spoils = false;
+        world_run(w, 200 * SECOND);
+        assert_int_equal(world_counters(w).pages_sharing, PAGES);
+        finish(w);
+}
+
 static void test_zeros_inside(void **state) {
         struct world *w = merged(2, 256);
 
@@ -348,6 +373,7 @@ int main(void) {
                 cmocka_unit_test(test_comes_back_to_its_slot),
                 cmocka_unit_test(test_common_again),
                 cmocka_unit_test(test_unique_stays_and_is_found),
+                cmocka_unit_test(test_spoiled_slots_are_bounded),
                 cmocka_unit_test(test_zeros_inside),
                 cmocka_unit_test(test_rewritten_for_ever),
                 cmocka_unit_test(test_no_certificate_now),
