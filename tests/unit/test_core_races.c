@@ -35,6 +35,35 @@ static void test_written_meanwhile(void **state) {
                 }
 }
 
+static unsigned reads_until;
+
+/* Nobody has seen it when the page is published. */
+static void write_unseen(struct world *w) {
+        if (--reads_until > 0) {
+                w->meanwhile = write_unseen;
+                return;
+        }
+        for (uint32_t i = 0; i < 2; i++)
+                fill(w, i, 0, 64, 600 + 100 * i);
+}
+
+/* Written after it was read, and copied so: the slot does not hold what the chain would be known by. */
+static void test_written_before_the_copy(void **state) {
+        struct world *w = start(2, 64);
+
+        for (uint32_t i = 0; i < 2; i++)
+                fill(w, i, 0, 64, 1); /* a run: published at once */
+        reads_until = 2;
+        w->meanwhile = write_unseen;
+        w->meanwhile_of = MEANWHILE_READ;
+        world_run(w, 20 * SECOND);
+        assert_null(w->meanwhile);
+        assert_int_equal(w->n_segments, 1);
+        assert_int_equal(world_counters(w).failed_changed, 0);
+        assert_int_equal(world_counters(w).pages_unshared, 2 * 64);
+        finish(w);
+}
+
 static void leave_chain(struct world *w) {
         world_write(w, 0, 3, 99);
         world_scan(w);
@@ -272,6 +301,7 @@ static void test_ids_of_the_gone(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_written_meanwhile),
+                cmocka_unit_test(test_written_before_the_copy),
                 cmocka_unit_test(test_dup_not_needed),
                 cmocka_unit_test(test_not_sealed_while_written),
                 cmocka_unit_test(test_unregistered_while_merging),
