@@ -58,6 +58,28 @@ def cost(middle, side):
     return engine + agents + with_merging - without
 
 
+def reached(curve, mib):
+    """The point of a curve of [seconds, CPU seconds, MiB saved, ...] where it came to so much, in a straight line between two looks. None:
+    never."""
+    before = [0.0] * 4
+    for point in curve:
+        if point[2] >= mib:
+            part = (mib - before[2]) / (point[2] - before[2]) if point[2] > before[2] else 1.0
+            return [a + part * (b - a) for a, b in zip(before, point)]
+        before = point
+    return None
+
+
+# More than that of a CPU is no share to aim at: the sleep between batches would have to vanish.
+SHARE_MOST = 0.95
+
+
+def batch_for_share(share, page_usec, sleep_msec):
+    """The batch with which ksmd takes this share of a CPU, at so much a page and with so long a sleep between two batches."""
+    share = min(share, SHARE_MOST)
+    return max(1, round(1000 * sleep_msec * share / (1 - share) / page_usec))
+
+
 def percentile(buckets, part):
     """Of a histogram, [(upper bound, count), ...] in ascending order, the last bound None: between the bounds of the bucket that holds it,
     as if they lay evenly there. In the last bucket: its lower bound."""

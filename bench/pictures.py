@@ -29,7 +29,7 @@ def curve_plot(name, curves):
     text = ""
     for i, curve in enumerate(curves.values()):
         # From nothing: the first look comes after the beginning.
-        text += f"${name.replace('-', '_')}{i} << EOD\n0 0\n" + "".join(f"{cpu} {saved}\n" for _, cpu, saved in curve) + "EOD\n"
+        text += f"${name.replace('-', '_')}{i} << EOD\n0 0\n" + "".join(f"{point[1]} {point[2]}\n" for point in curve) + "EOD\n"
     lines = [f"${name.replace('-', '_')}{i} with lines lw 2 lc rgb '{COLOURS.get(side, OTHER_COLOUR)}' title '{side}'"
              for i, side in enumerate(curves)]
     return text + f"set title '{name}'\nplot " + ", ".join(lines) + "\n"

@@ -1,6 +1,7 @@
 """Where the CPU time of a row goes: perf, from the beginning of what is measured (subjects.Meter) on."""
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -12,11 +13,36 @@ from subjects import Meter
 FREQUENCY = 1999
 # Threads that work for merging: the daemon's (its workers have its name), the agents', the kernel's.
 THREADS = ("userksmd", AGENT_THREAD, "ksmd")
-LINES = 14
+LINES = 10
+# What functions are for, the first that fits; k: the kernel's, a dot: the program's own.
+GROUPS = tuple((name, re.compile(pattern)) for name, pattern in (
+    ("hashing", r"XXH|xxh"),
+    ("comparing", r"memcmp"),
+    ("reading pages", r"_copy_to_iter|copy_page_to_iter|process_vm_rw|get_user_pages|follow_page|gup_|grab_folio|pin_user|unpin_user|mem_rw|"
+                      r"access_remote|__pi_memcpy|_copy_to_user|_copy_from_user|check_object_size|ksm_get_folio"),
+    ("finding pages and what changed", r"pagemap|ksm_scan_thread|ksm_next_page|folio_walk|walk_p|walk_page|vma_pgtable_walk|make_uffd_wp|mtree_|"
+                                       r"mas_|pte_offset|vm_normal_page"),
+    ("tables of what is known", r"^\[\.\]|rb_|stable_tree|stable_node|rmap_item|kmem_cache|slab|cmp_and_merge"),
+    ("changing mappings", r"mfill|uffd|userfault|move_p|mremap|mmap|vma|unmap|change_p|pte|zap_|pages_and_swap|tlb|rmap|try_to_merge|"
+                          r"write_protect_page|replace_page|mprotect|madvise|fault"),
+    ("allocating and freeing", r"clear_page|shmem|filemap|xas_|alloc|charge|free_|frozen|lru|folio_add|folio_put|mark_accessed|pfnblock|"
+                               r"page_state|lruvec"),
+    ("locks, switches and system calls", r"lock|rcu|up_read|down_read|up_write|down_write|sched|switch|softirq|syscall|entry_|resched|futex|wait|wake"),
+    ("the rest of the kernel", r""),
+))
+
+
+def grouped(functions):
+    """[(percent, thread, function)] -> [(percent, group)], the dearest first."""
+    shares = {}
+    for percent, _, function in functions:
+        name = next(name for name, pattern in GROUPS if pattern.search(function))
+        shares[name] = shares.get(name, 0) + percent
+    return sorted(((round(percent, 1), name) for name, percent in shares.items()), reverse=True)
 
 
 class Profiler:
-    """Inside it a machine-wide perf waits for the first Meter; top() then says where the threads that merge spent their time."""
+    """Inside it a machine-wide perf waits for the first Meter; functions() then says where the threads that merge spent their time."""
 
     def __enter__(self):
         if not shutil.which("perf"):
@@ -46,7 +72,7 @@ class Profiler:
         os.write(self.control, b"enable\n")
         wait_until(self._answered, 10, "perf")
 
-    def top(self):
+    def functions(self):
         """[(percent of these threads' time, thread, function)], the dearest first."""
         if self.perf.poll() is None:
             self.perf.terminate()
@@ -58,7 +84,7 @@ class Profiler:
             if line and not line.startswith("#"):
                 percent, thread, function = (field.strip() for field in line.split("\t")[:3])
                 found.append([float(percent.rstrip("%")), thread, function])
-        return sorted(found, reverse=True)[:LINES]
+        return sorted(found, reverse=True)
 
     def __exit__(self, *exception):
         Meter.begun = None
@@ -78,5 +104,6 @@ def profile_row(row, plan, result):
         if label in sides:
             with Profiler() as profiler:
                 row.measure(sides[label](), plan)
-                profile[label] = profiler.top()
+                functions = profiler.functions()
+                profile[label] = {"groups": grouped(functions), "functions": functions[:LINES]}
     return profile

@@ -3,8 +3,9 @@ import pathlib
 
 import pictures
 import results
-from figures import medians, number, spread, with_unit
+from figures import medians, number, ratio, spread, with_unit
 from workloads import ROWS
+from workloads.base import Plan
 
 DOCUMENT = results.ROOT / "docs/performance.md"
 NOTES = results.ROOT / "bench/notes"
@@ -23,7 +24,26 @@ brackets the least and the greatest.
 CPU of userksm is the daemon's, the agents', and what the processes needed more than without merging (write tracking makes them fault);
 of kernel KSM it is ksmd's and the same of the processes. All of it is read from the kernel's clocks of processes and threads, in
 nanoseconds; a process's own time is user and system together, because the kernel splits it by ticks.
+
+"ksm, equal CPU" is kernel KSM with the `pages_to_scan` at which it takes the same share of a CPU as userksm did in this round until it was
+there (99 % of the oracle, or 90 % of what kernel KSM saves): what a page cost ksmd until then in its run before, and its sleep of 20 ms
+between two batches, tell the batch. The share that came out stands beside. ksmd goes on scanning afterwards, which is not counted there.
+
+Programs have loaded and done their work once when merging starts, rest until no more is saved (guests of QEMU never rest), and then work
+again and again for 8 s, at least twice. Their CPU time for it, agents not counted, is what their throughput is judged by: merged pages
+that they write become private again within it, on both sides. Saved is the fall of the sum of PSS, looked at four times a second.
 """
+
+REMAINS = """## What remains
+
+No page merger does without one read of each changed page, one comparison for each page that is to be saved, and one write of a page-table
+entry for each page that is mapped otherwise. What these cost, `bench/limit.c` measures on the same machine before each round (the hash is
+counted to the read; the page-table entry is written by an `mprotect` of much memory); times their number that is the least CPU time of a
+row. Finding out what has changed, the books, the copy that becomes the shared page, VMAs, locks and system calls are all beyond it. Where
+pages are rewritten all the time, a side that leaves them alone is below it. Rows about one pass: CPU a pass. Programs: until 90 % is saved.
+"""
+GROUPS_SHOWN = 4
+TABLE_HEAD = 2  # lines
 
 
 def loaded(directory):
@@ -59,19 +79,51 @@ def figures_table(row, result):
 
 
 def profile_table(profile):
+    """Groups of functions, then the dearest functions."""
     yield "| " + " | ".join(f"{side} | %" for side in profile) + " |"
     yield "|" + "---|---|" * len(profile)
-    for i in range(max(len(lines) for lines in profile.values())):
+    for i in range(max(len(one["groups"]) for one in profile.values())):
         cells = []
-        for lines in profile.values():
-            percent, thread, function = lines[i] if i < len(lines) else ("", "", "")
-            cells += [f"{thread}: `{function.removeprefix('[k] ').removeprefix('[.] ')}`" if function else "", str(percent)]
+        for one in profile.values():
+            percent, group = one["groups"][i] if i < len(one["groups"]) else ("", "")
+            cells += [group, str(percent)]
         yield "| " + " | ".join(cells) + " |"
+    for side, one in profile.items():
+        dearest = ", ".join(f"`{function.removeprefix('[k] ').removeprefix('[.] ')}` {percent:.1f}" for percent, _, function in one["functions"])
+        yield f"\n{side}, dearest functions: {dearest}."
+
+
+def limit_s(result, work):
+    """CPU seconds of the least work, from what its parts cost in the same run: the least of the rounds, for other load can only add."""
+    costs = [min(one[name] for one in result["unit_costs"]) for name in ("read_ns", "compare_ns", "write_ns")]
+    return sum(n * ns for n, ns in zip(work, costs)) / 1e9
+
+
+def largest_groups(result, side):
+    groups = result.get("profile", {}).get(side, {}).get("groups", [])
+    return ", ".join(f"{name} {percent:.0f} %" for percent, name in groups[:GROUPS_SHOWN])
+
+
+def remains_table(rows):
+    yield "| row | read | compared | entries written | the least, CPU | userksm | of the least | ksm | of the least | where userksm's goes |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for row, result in rows:
+        middle = medians(result["rounds"])
+        work = row.least_work(Plan(**result["plan"]), middle)
+        if work is None or not result.get("unit_costs"):
+            continue
+        least, cells = limit_s(result, work), []
+        for side in ("userksm", "ksm"):
+            spent = row.spent_s(middle, side)
+            cells += [with_unit(spent, "s"), with_unit(ratio(spent, least), "x")]
+        yield (f"| [{row.name}](#{row.name}) | " + " | ".join(f"{n:,.0f}" for n in work) + f" | {with_unit(least, 's')} | "
+               + " | ".join(cells) + f" | {largest_groups(result, 'userksm')} |")
 
 
 def taken(result):
     plan, machine = result["plan"], result["machine"]
-    text = (f"{len(result['rounds'])} rounds, pass period {plan['period_s']:g} s, {plan['passes']} passes"
+    n = len(result["rounds"])
+    text = (f"{n} round{'s' if n != 1 else ''}, pass period {plan['period_s']:g} s, {plan['passes']} passes"
             + (f", memory scaled by {plan['scale']:g}" if plan["scale"] != 1 else "")
             + f"; {machine['cpus']} CPUs ({machine['cpu']}), {machine['memory_gib']:g} GiB, Linux {machine['kernel']}; {result['begun']}, "
             f"commit {result['commit']}.")
@@ -89,7 +141,7 @@ def section(row, result):
     if result["curves"]:
         yield f"\n![saved memory against CPU time]({pictures.FOLDER}/{row.name}.svg)"
     if result.get("profile"):
-        yield "\nWhere the threads that merge spent their time (perf, functions, % of it):\n"
+        yield "\nWhere the threads that merge spent their time (perf, % of it, one more run of each side):\n"
         yield from profile_table(result["profile"])
     note = NOTES / f"{row.name}.md"
     if note.exists():
@@ -107,6 +159,9 @@ def document(rows):
         lines += ["Memory saved against CPU seconds of userksm and of kernel KSM, by row (the first round of each):\n",
                   f"![saved MiB against CPU seconds]({pictures.FOLDER}/headline.svg)\n"]
     lines += ["## Targets\n", *targets_table(rows), "", f"![value by target]({pictures.FOLDER}/targets.svg)\n"]
+    remains = list(remains_table(rows))
+    if len(remains) > TABLE_HEAD:
+        lines += [REMAINS, *remains, ""]
     for row, result in rows:
         lines += section(row, result)
     missing = [name for name in ROWS if name not in {row.name for row, _ in rows}]
@@ -115,7 +170,7 @@ def document(rows):
     return "\n".join(lines).rstrip() + "\n"
 
 
-def write(directory, path=DOCUMENT):
+def write(directory, path):
     rows = loaded(directory)
     if not rows:
         return

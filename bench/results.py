@@ -28,7 +28,7 @@ def commit():
 
 def begin(row, plan):
     return {"name": row.name, "plan": dataclasses.asdict(plan), "machine": machine(), "commit": commit(),
-            "begun": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "settings": {}, "load": [], "curves": {}, "rounds": []}
+            "begun": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "settings": {}, "load": [], "unit_costs": [], "curves": {}, "rounds": []}
 
 
 def rounded(figures):

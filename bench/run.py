@@ -5,9 +5,11 @@ In every round each side of a row runs once, on fresh identical processes, one s
 rounds. Every row is a file of bench/results/, rewritten after each round. Kernel KSM's settings are put back at the end, whatever that is;
 were this killed outright, the next start puts them back."""
 import argparse
+import json
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import time
 
@@ -37,12 +39,20 @@ def run_round(row, plan, result):
         if curve:
             curves[label] = curve
         known[label] = results.rounded(found)
+        row.finish(known, curves)
         result["settings"][label] = side.settings_text
         shown = ", ".join(f"{text} {with_unit(known[label].get(name), unit)}" for name, unit, text in row.shows)
         say(f"  {label:16} {shown}  ({time.monotonic() - begin:.0f} s)")
-    row.finish(known, curves)
     result["curves"] = result["curves"] or curves  # one round's are enough to draw
     return known
+
+
+def unit_costs():
+    """What the least work of a merger costs on this machine now (bench/limit.c)."""
+    out = subprocess.run([BUILD / "bench/limit"], capture_output=True, text=True, timeout=60)
+    if out.returncode != 0:
+        raise RuntimeError(f"limit: {out.stderr.strip()}")
+    return json.loads(out.stdout)
 
 
 def run_row(row, plan, arguments):
@@ -56,6 +66,7 @@ def run_row(row, plan, arguments):
         say(f"{row.name}, round {len(result['rounds']) + 1} of {plan.rounds}: {row.title}")
         load = os.getloadavg()[0]
         try:
+            costs = unit_costs()
             figures = run_round(row, plan, result)
         except Skip as e:
             say(f"  skip: {e}")
@@ -67,6 +78,7 @@ def run_row(row, plan, arguments):
                 return False
             continue
         result["load"].append(round(load, 2))
+        result.setdefault("unit_costs", []).append(costs)
         result["rounds"].append(figures)
         results.save(result, arguments.results)
     return True
@@ -77,6 +89,8 @@ def add_profile(row, plan, arguments):
     if result and result["rounds"]:
         say(f"{row.name}: once more under perf")
         result["profile"] = profile_row(row, plan, result)
+        if not result.get("unit_costs"):  # of a run before they were measured
+            result["unit_costs"] = [unit_costs()]
         results.save(result, arguments.results)
 
 
@@ -103,7 +117,7 @@ def parse():
     parser.add_argument("--resume", action="store_true", help="keep the rounds that are there, when they were made in the same way")
     parser.add_argument("--profile", action="store_true", help="after the rounds each side once more under perf: where the time goes")
     parser.add_argument("--report", action="store_true", help="run nothing, write docs/performance.md from the results that are there")
-    parser.add_argument("--results", type=pathlib.Path, help="directory of results (bench/results)")
+    parser.add_argument("--results", type=pathlib.Path, help="directory of results (bench/results); of another one the report is in it, too")
     return parser.parse_args()
 
 
@@ -153,8 +167,10 @@ def main():
         result = results.load(row.name, arguments.results)
         if result and result["rounds"]:
             print_row(row, result)
-    if not arguments.quick:
-        report.write(arguments.results)
+    if arguments.results == results.DIRECTORY:
+        report.write(arguments.results, report.DOCUMENT)
+    elif not arguments.quick:
+        report.write(arguments.results, arguments.results / report.DOCUMENT.name)
     return 0 if complete else 1
 
 

@@ -7,6 +7,8 @@ import re
 import sys
 import time
 
+from figures import batch_for_share
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests/e2e/workloads"))
 from engines import KSM, KernelKsm, NoEngine, Userksm  # noqa: E402
 from measure import wait_until  # noqa: E402
@@ -38,12 +40,6 @@ def ksm_pages_to_scan(n_pages, period_s):
     """The batch with which ksmd walks so many pages once in a period, its own CPU time counted in."""
     asleep_ms = max(period_s * 1000 - n_pages * KSM_PAGE_USEC / 1000, period_s * 100)
     return max(1, round(n_pages * KSM_SLEEP_MSEC / asleep_ms))
-
-
-def ksm_pages_for_share(share, page_usec):
-    """The batch with which ksmd takes this share of a CPU, at so much a page."""
-    busy_ms = KSM_SLEEP_MSEC * share / (1 - share)
-    return max(1, round(busy_ms * 1000 / page_usec))
 
 
 class Plain(NoEngine):
@@ -123,6 +119,11 @@ class KsmSide(KernelKsm):
     def settings_text(self):
         return ", ".join(f"{k}={v}" for k, v in self.SETTINGS.items())
 
+    @classmethod
+    def for_share(cls, label, share, page_usec):
+        """Set so that it takes this share of a CPU, when a page takes it so long."""
+        return cls(label, pages_to_scan=batch_for_share(share, page_usec, KSM_SLEEP_MSEC))
+
     @staticmethod
     def mend():
         """Puts back what a run that was killed outright has left."""
@@ -146,6 +147,10 @@ class KsmSide(KernelKsm):
 
     def scans(self):
         return self._value("full_scans")
+
+    def scanned(self):
+        """Pages looked at, ever."""
+        return self._value("pages_scanned")
 
     def set_period(self, period_s, n_pages):
         self.SETTINGS["pages_to_scan"] = str(ksm_pages_to_scan(n_pages, period_s))

@@ -36,7 +36,15 @@ class Workload:
         raise NotImplementedError
 
     def finish(self, known, curves):
-        """Adds to a round's figures what only all sides together tell."""
+        """Called after each side of a round: adds to the figures so far what only several sides together tell."""
+
+    def least_work(self, plan, middle):
+        """(pages read, comparisons of two pages, page-table entries written) that no merger does without in this row; None where that says
+        nothing. And spent_s(): the CPU seconds in which a side did it."""
+        return None
+
+    def spent_s(self, middle, side):
+        return cost(middle, side)
 
     def checks(self, middle):
         """Checks, from the medians {side: {figure: number}}."""

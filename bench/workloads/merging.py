@@ -1,11 +1,10 @@
 """Rows about merging and taking apart: CPU and time until it is done, and what the processes feel."""
 from figures import Check, difference, figure, percentile
-from sides import KsmSide, Plain, UserksmSide, ksm_pages_for_share, wait_saved
+from sides import KsmSide, Plain, UserksmSide, wait_saved
 from subjects import Meter, area, subjects, warm
 from workloads.base import Workload, cost_ratio, figure_ratio
 
 DONE = 0.99
-KSM_MERGE_USEC = 2.5  # a page of a pass that merges, where no round has measured it
 
 
 class Converge(Workload):
@@ -14,7 +13,7 @@ class Converge(Workload):
     target = "CPU and wall time to 99 % of the oracle at most 1/2 of ksmd's"
     n_processes, mib_full = 4, 256
     shows = (("wall_s", "s", "time to 99 %"), ("engine_cpu_s", "s", "CPU of daemon or ksmd"), ("agents_cpu_s", "s", "CPU of agents"),
-             ("subjects_cpu_s", "s", "CPU of the processes"))
+             ("share", "", "share of a CPU"), ("subjects_cpu_s", "s", "CPU of the processes"))
 
     def n_pages(self, plan):
         return self.n_processes * 2 * plan.mib(self.mib_full) * 256
@@ -29,9 +28,7 @@ class Converge(Workload):
         n = self.n_pages(plan)
 
         def equal_cpu():
-            ours = known["userksm"]
-            share = min((ours["engine_cpu_s"] + ours["agents_cpu_s"]) / ours["wall_s"], 0.9)
-            return KsmSide("ksm, equal CPU", pages_to_scan=ksm_pages_for_share(share, KSM_MERGE_USEC))
+            return KsmSide.for_share("ksm, equal CPU", known["userksm"]["share"], known["ksm"]["page_usec"])
         return [("plain", Plain), ("userksm", lambda: UserksmSide(plan.period_s)),
                 ("ksm", lambda: KsmSide(n_pages=n, period_s=plan.period_s)), ("ksm, equal CPU", equal_cpu)]
 
@@ -39,12 +36,22 @@ class Converge(Workload):
         with side, subjects(side, self.n_processes, self.areas(plan)) as running:
             warm(plan.mib(self.mib_full))  # for the shared pages
             meter, curve = Meter(side, running), None
+            scanned = side.scanned() if isinstance(side, KsmSide) else 0
             if side.offers:
                 side.start_merging()
                 curve = wait_saved(side, meter, self.oracle_pages(plan) * DONE, self.limit_s)
             found = {**meter.read(), "curve": curve}
             found["saved_mib"] = side.saved_pages() / 256
+            if side.offers:
+                found["share"] = (found["engine_cpu_s"] + found["agents_cpu_s"]) / found["wall_s"]
+            if isinstance(side, KsmSide):
+                found["page_usec"] = 1e6 * found["engine_cpu_s"] / (side.scanned() - scanned)
         return found
+
+    def least_work(self, plan, middle):
+        """Every page is new. The first copy of a page is compared with nothing, but mapped otherwise, too."""
+        saved = self.oracle_pages(plan)
+        return self.n_pages(plan), saved, saved * self.n_processes / (self.n_processes - 1)
 
     def checks(self, middle):
         return [Check("CPU to 99 % of the oracle, of ksmd's", cost_ratio(middle), 1 / 2, "x"),
@@ -98,6 +105,9 @@ class Stall(Converge):
     mib_full, visit_seconds = 128, 6
     shows = (("waits", "", "accesses that waited"), ("p999_us", "us", "p99.9 of these waits"), ("longest_us", "us", "longest access of any kind"),
              ("visits", "", "accesses timed"))
+
+    def least_work(self, plan, middle):
+        return None
 
     def sides(self, plan, known):
         return [("plain", Plain), ("userksm", UserksmSide), ("ksm", KsmSide)]

@@ -9,7 +9,7 @@ from workloads.base import Workload
 
 DONE = 0.99
 # Of what is available, for what a row fills itself.
-MEMORY_SHARE = 0.6
+MEMORY_SHARE = 0.75
 
 
 def status_kib(pid, name):
@@ -124,6 +124,13 @@ class LateWorker(Workload):
                 wait_saved(side, meter, before + self.part * common, self.limit_s)
                 found = meter.read()
         return {**found, "late_s": found["wall_s"], "late_cpu_s": found["engine_cpu_s"] + found["agents_cpu_s"]}
+
+    def least_work(self, plan, middle):
+        shared = self.part * plan.mib(64) * 256
+        return (plan.mib(64) + plan.mib(16)) * 256, shared, shared
+
+    def spent_s(self, middle, side):
+        return figure(middle, side, "late_cpu_s")
 
     def checks(self, middle):
         return [Check("time to 90 %", figure(middle, "userksm", "late_s"), 2.0, "s")]

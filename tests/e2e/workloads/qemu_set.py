@@ -68,9 +68,9 @@ class QemuSet:
                 self.processes.append(spawn(engine.command(argv, self.merge_any), engine.environment(self.merge_any),
                                             stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT))
         for n in range(GUESTS):
-            wait_until(lambda: self._rounds(n) >= 1, BOOT_SECONDS, f"guest {n}: first round", 0.5)
+            wait_until(lambda: self.rounds(n) >= 1, BOOT_SECONDS, f"guest {n}: first round", 0.5)
 
-    def _rounds(self, n):
+    def rounds(self, n):
         """Rounds completed by a guest, all of them right."""
         console = pathlib.Path(self.consoles[n])
         text = console.read_text(errors="replace") if console.exists() else ""
@@ -94,10 +94,10 @@ class QemuSet:
 
     def verify(self):
         """Two more whole rounds in every guest, begun and ended after now."""
-        targets = [self._rounds(n) + 2 for n in range(GUESTS)]
+        targets = [self.rounds(n) + 2 for n in range(GUESTS)]
         for n, target in enumerate(targets):
-            wait_until(lambda: self._rounds(n) >= target, ROUND_SECONDS, f"guest {n}: round {target}", 0.5)
-        return f"{sum(self._rounds(n) for n in range(GUESTS))} rounds in {GUESTS} guests right"
+            wait_until(lambda: self.rounds(n) >= target, ROUND_SECONDS, f"guest {n}: round {target}", 0.5)
+        return f"{sum(self.rounds(n) for n in range(GUESTS))} rounds in {GUESTS} guests right"
 
     def stop(self):
         stop(self.processes)
