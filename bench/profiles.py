@@ -97,10 +97,10 @@ class Profiler:
 
 
 def profile_row(row, plan, result):
-    """One more run of the two sides, of which only this is kept: perf costs, and would be in the figures."""
+    """One more run of the sides that tell most, of which only this is kept: perf costs, and would be in the figures."""
     known, profile = result["rounds"][-1], {}
     sides = dict(row.sides(plan, known))
-    for label in ("userksm", "ksm"):
+    for label in row.profiled:
         if label in sides:
             with Profiler() as profiler:
                 row.measure(sides[label](), plan)

@@ -23,15 +23,17 @@ brackets the least and the greatest.
 
 CPU of userksm is the daemon's, the agents', and what the processes needed more than without merging (write tracking makes them fault);
 of kernel KSM it is ksmd's and the same of the processes. All of it is read from the kernel's clocks of processes and threads, in
-nanoseconds; a process's own time is user and system together, because the kernel splits it by ticks.
+nanoseconds; a process's own time is user and system together, because the kernel splits it by ticks. Only a slowdown is system time,
+as a part of user time, beyond that without merging: the faults of tracking and of pages that become private again. The CPU time of the same
+work differs by several percent from run to run, which would hide it; what merging does to caches is not in it.
 
 "ksm, equal CPU" is kernel KSM with the `pages_to_scan` at which it takes the same share of a CPU as userksm did in this round until it was
 there (99 % of the oracle, or 90 % of what kernel KSM saves): what a page cost ksmd until then in its run before, and its sleep of 20 ms
 between two batches, tell the batch. The share that came out stands beside. ksmd goes on scanning afterwards, which is not counted there.
 
 Programs have loaded and done their work once when merging starts, rest until no more is saved (guests of QEMU never rest), and then work
-again and again for 8 s, at least twice. Their CPU time for it, agents not counted, is what their throughput is judged by: merged pages
-that they write become private again within it, on both sides. Saved is the fall of the sum of PSS, looked at four times a second.
+again and again for 8 s, at least twice. Their slowdown is of that time, agents not counted: merged pages that they write become private
+again within it, on both sides. Saved is the fall of the sum of PSS, looked at four times a second.
 """
 
 REMAINS = """## What remains
@@ -154,7 +156,7 @@ def document(rows):
     busy = [row.name for row, result in rows if results.is_busy(result)]
     if busy:
         lines.append(f"**{len(busy)} of {len(rows)} rows were measured while the machine was busy with other things** (each says so). Ratios of "
-                     "CPU time bear that; waits, percentiles and slowdowns of a percent do not.\n")
+                     "CPU time bear that; waits and percentiles do not.\n")
     if any(result["curves"] for _, result in rows):
         lines += ["Memory saved against CPU seconds of userksm and of kernel KSM, by row (the first round of each):\n",
                   f"![saved MiB against CPU seconds]({pictures.FOLDER}/headline.svg)\n"]

@@ -2,6 +2,7 @@
 
 They are the engines of tests/e2e/workloads (which put back what they change on the machine) with a pass period and with
 figures. CPU time comes from the kernel's clock of a process (nanoseconds, threads that have ended included)."""
+import os
 import pathlib
 import re
 import sys
@@ -34,6 +35,20 @@ def threads_cpu_s(pid, name):
         if (task / "comm").read_text().strip() == name:
             total += int((task / "schedstat").read_text().split()[0])
     return total / 1e9
+
+
+def _user_system_s(stat):
+    fields = stat.read_text().rsplit(")", 1)[1].split()
+    return [int(ticks) / os.sysconf("SC_CLK_TCK") for ticks in fields[11:13]]
+
+
+def program_user_system_s(pid):
+    """User and system time of a process without its agent. The kernel splits their exact sum by timer ticks, 250 to 1000 a second."""
+    times = _user_system_s(pathlib.Path(f"/proc/{pid}/stat"))
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        if (task / "comm").read_text().strip() == AGENT_THREAD:
+            times = [whole - agent for whole, agent in zip(times, _user_system_s(task / "stat"))]
+    return times
 
 
 def ksm_pages_to_scan(n_pages, period_s):

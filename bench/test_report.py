@@ -101,6 +101,11 @@ class Documents(unittest.TestCase):
         self.assertIn("| hashing | 60.0 | comparing | 70.0 |\n|  |  | hashing | 30.0 |", text)
         self.assertIn("ksm, dearest functions: `memcmp` 70.0.", text)
 
+    def test_slowdown_is_system_time_beyond_that_without_merging(self):
+        plain = {"write_us": 1.0, "pages": 1000000, "writer_system_s": 0.01}  # of a second
+        ours = {"write_us": 2.0, "pages": 500000, "writer_system_s": 0.03}
+        self.assertAlmostEqual(ROWS["dirty"]().slowdown({"plain": plain, "userksm": ours}, "userksm"), 100 * (3 / 97 - 1 / 99))
+
     def test_no_row_fails_where_a_side_is_missing(self):
         for name, row in ROWS.items():
             for sides in ({}, {"plain": {}}, {"userksm": {}}, {"plain": {}, "userksm": {}, "ksm": {}}):

@@ -20,6 +20,7 @@ class Plan:
 class Workload:
     name = title = target = ""
     shows = ()  # (figure, unit, text) for the table
+    profiled = ("userksm", "ksm")  # sides of which perf says where their time goes
     limit_s = 600
 
     def n_pages(self, plan):

@@ -6,8 +6,8 @@ import statistics
 import subprocess
 import time
 
-from figures import Check, figure, reached
-from sides import KsmSide, Plain, UserksmSide, process_cpu_s  # first: it knows where the programs are
+from figures import Check, difference, figure, ratio, reached
+from sides import KsmSide, Plain, UserksmSide, process_cpu_s, program_user_system_s  # first: it knows where the programs are
 from measure import IDEAL, Skip, Wrong, oracle_mib, sum_pss_mib, wait_stable, wait_until
 from python_set import PythonNoAslrSet, PythonSet
 from qemu_set import QemuSet
@@ -47,7 +47,7 @@ class Programs(Workload):
     shows = (("saved_mib", "MiB", "saved"), ("oracle_mib", "MiB", "oracle"), ("to90_s", "s", "time to 90 % of what ksmd saves"),
              ("to90_cpu_s", "s", "CPU until then"), ("share", "", "share of a CPU until then"),
              ("engine_cpu_s", "s", "CPU of daemon or ksmd, all in all"), ("agents_cpu_s", "s", "CPU of agents, all in all"),
-             ("work_cpu_s", "s", "programs' CPU for one round of their work"))
+             ("work_cpu_s", "s", "programs' CPU for one round of their work"), ("work_system_s", "s", "of it system time"))
 
     def sides(self, plan, known):
         def ksm():
@@ -70,7 +70,8 @@ class Programs(Workload):
                 self.settle(programs, pids)
                 if side.offers:
                     found = self.merge(side, programs, pids)
-                found["work_cpu_s"] = self.work(side, programs, pids)
+                user, system = self.work(side, programs, pids)
+                found.update(work_cpu_s=user + system, work_user_s=user, work_system_s=system)
             finally:
                 programs.stop()
         return found
@@ -100,15 +101,14 @@ class Programs(Workload):
         return statistics.mean(saved for seconds, _, saved, _ in curve if seconds >= curve[-1][0] - self.quiet_s / 2)
 
     def work(self, side, programs, pids):
-        """CPU time of the programs, without their agents, for one round of what they do. Merged pages that it writes to become private again
-        meanwhile, and those faults are in it: the mean of several rounds, not the least."""
-        def now():
-            return sum(process_cpu_s(pid) for pid in pids) - side.agents_cpu_s(pids)
-        begin, start, times = now(), time.monotonic(), 0
+        """User and system time of the programs, without their agents, for one round of what they do. Merged pages that it writes to become
+        private again meanwhile, and those faults are in it: the mean of several rounds, not the least."""
+        begin, start, times = [program_user_system_s(pid) for pid in pids], time.monotonic(), 0
         while times < WORK_TIMES or time.monotonic() - start < WORK_SECONDS:
             programs.verify()
             times += 1
-        return (now() - begin) / times
+        end = [program_user_system_s(pid) for pid in pids]
+        return [sum(after[i] - before[i] for before, after in zip(begin, end)) / times for i in range(2)]
 
     def converge(self, side, meter, saved_and_scanned):
         """Until nothing more has been saved for a while, and ksmd has had its passes."""
@@ -147,10 +147,11 @@ class Programs(Workload):
         return figure(middle, side, "to90_cpu_s")
 
     def checks(self, middle):
-        work = figure_ratio(middle, "work_cpu_s", "userksm", "plain")
+        parts = [ratio(figure(middle, side, "work_system_s"), figure(middle, side, "work_user_s")) for side in ("userksm", "plain")]
+        slowdown = difference(*parts)
         return [Check("saved, of what ksmd saves", figure_ratio(middle, "saved_mib"), 0.95, "x", at_least=True),
                 Check("time to 90 % of that, of ksmd's at equal CPU", figure_ratio(middle, "to90_s", "userksm", "ksm, equal CPU"), 0.5, "x"),
-                Check("programs' CPU for their work, more than without merging", None if work is None else 100 * (work - 1), 1.0, "%")]
+                Check("programs' slowdown", None if slowdown is None else 100 * slowdown, 1.0, "%")]
 
 
 class Redis(Programs):
@@ -178,20 +179,18 @@ class Qemu(Programs):
     def work(self, side, programs, pids):
         """Guests work all the time, in rounds with seconds of sleep between them. From the sleep after one to the sleep after another, each
         guest's own."""
-        def now(n):
-            return process_cpu_s(pids[n]) - side.agents_cpu_s([pids[n]])
         first, begin, used = [programs.rounds(n) for n in range(len(pids))], {}, {}
 
         def look():
             for n in range(len(pids)):
                 done = programs.rounds(n) - first[n]
                 if done >= 1 and n not in begin:
-                    begin[n] = (done, now(n))
+                    begin[n] = (done, program_user_system_s(pids[n]))
                 if done >= 1 + WORK_TIMES and n not in used:
-                    used[n] = (now(n) - begin[n][1]) / (done - begin[n][0])
+                    used[n] = [(now - then) / (done - begin[n][0]) for now, then in zip(program_user_system_s(pids[n]), begin[n][1])]
             return len(used) == len(pids)
         wait_until(look, self.limit_s * 2, f"{side.label}: rounds of the guests", LOOK_SECONDS)
-        return sum(used.values())
+        return [sum(times[i] for times in used.values()) for i in range(2)]
 
 
 class Node(Programs):

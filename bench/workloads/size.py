@@ -26,6 +26,7 @@ class Growth(Workload):
     sizes_mib = (64, 256, 1024, 4096, 16384)
     processes = (2, 8, 50, 200)
     all_mib = 1024
+    profiled = ("1024 MiB", "16384 MiB", "200 processes")
     shows = (("page_us", "us", "CPU a page until all is merged"), ("engine_cpu_s", "s", "CPU of the daemon"), ("agents_cpu_s", "s", "CPU of agents"))
 
     def sides(self, plan, known):
