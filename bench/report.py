@@ -29,7 +29,8 @@ work differs by several percent from run to run, which would hide it; what mergi
 
 "ksm, equal CPU" is kernel KSM with the `pages_to_scan` at which it takes the same share of a CPU as userksm did in this round until it was
 there (99 % of the oracle, or 90 % of what kernel KSM saves): what a page cost ksmd until then in its run before, and its sleep of 20 ms
-between two batches, tell the batch. The share that came out stands beside. ksmd goes on scanning afterwards, which is not counted there.
+between two batches, tell the batch. The share that came out stands beside; where it differs (other load, a sleep that ends with a timer
+tick), the ratio of times is taken as if ksmd's time were that much longer or shorter. What ksmd scans afterwards is not counted there.
 
 Programs have loaded and done their work once when merging starts, rest until no more is saved (guests of QEMU never rest), and then work
 again and again for 8 s, at least twice. Their slowdown is of that time, agents not counted: merged pages that they write become private

@@ -8,7 +8,7 @@ import report
 import results
 from figures import Check, batch_for_share, cost, medians, number, percentile, ratio, reached, spread
 from workloads import ROWS
-from workloads.base import Plan
+from workloads.base import Plan, time_ratio_at_equal_share
 from profiles import grouped
 
 ROUNDS = [{"plain": {"subjects_cpu_s": 1.0}, "userksm": {"engine_cpu_s": e, "agents_cpu_s": 0.5, "subjects_cpu_s": 1.25}}
@@ -105,6 +105,12 @@ class Documents(unittest.TestCase):
         plain = {"write_us": 1.0, "pages": 1000000, "writer_system_s": 0.01}  # of a second
         ours = {"write_us": 2.0, "pages": 500000, "writer_system_s": 0.03}
         self.assertAlmostEqual(ROWS["dirty"]().slowdown({"plain": plain, "userksm": ours}, "userksm"), 100 * (3 / 97 - 1 / 99))
+
+    def test_time_at_equal_share(self):
+        sides = {"userksm": {"wall_s": 2.0, "share": 0.5}, "ksm, equal CPU": {"wall_s": 8.0, "share": 0.25}}
+        self.assertEqual(time_ratio_at_equal_share(sides, "wall_s"), 0.5)
+        self.assertIsNone(time_ratio_at_equal_share({"userksm": sides["userksm"]}, "wall_s"))
+        self.assertIsNone(time_ratio_at_equal_share({**sides, "ksm, equal CPU": {"wall_s": 8.0}}, "wall_s"))
 
     def test_no_row_fails_where_a_side_is_missing(self):
         for name, row in ROWS.items():

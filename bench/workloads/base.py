@@ -58,3 +58,9 @@ def cost_ratio(middle, side="userksm", other="ksm"):
 
 def figure_ratio(middle, name, side="userksm", other="ksm"):
     return ratio(figure(middle, side, name), figure(middle, other, name))
+
+
+def time_ratio_at_equal_share(middle, name, other="ksm, equal CPU"):
+    """A time of userksm's, of the other side's had that taken the same share of a CPU: its time is scaled by the share that came out."""
+    parts = [(figure(middle, side, name), figure(middle, side, "share")) for side in ("userksm", other)]
+    return None if None in parts[0] + parts[1] else ratio(parts[0][0] * parts[0][1], parts[1][0] * parts[1][1])

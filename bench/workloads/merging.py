@@ -2,7 +2,7 @@
 from figures import Check, difference, figure, percentile
 from sides import KsmSide, Plain, UserksmSide, wait_saved
 from subjects import Meter, area, subjects, warm
-from workloads.base import Workload, cost_ratio, figure_ratio
+from workloads.base import Workload, cost_ratio, figure_ratio, time_ratio_at_equal_share
 
 DONE = 0.99
 
@@ -56,7 +56,7 @@ class Converge(Workload):
     def checks(self, middle):
         return [Check("CPU to 99 % of the oracle, of ksmd's", cost_ratio(middle), 1 / 2, "x"),
                 Check("wall time, of ksmd's at the same period", figure_ratio(middle, "wall_s"), 1 / 2, "x"),
-                Check("wall time, of ksmd's at equal CPU", figure_ratio(middle, "wall_s", "userksm", "ksm, equal CPU"), 1 / 2, "x")]
+                Check("wall time, of ksmd's at equal CPU", time_ratio_at_equal_share(middle, "wall_s"), 1 / 2, "x")]
 
 
 class Scattered(Converge):
