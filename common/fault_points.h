@@ -54,6 +54,7 @@
         X(AGENT, freeze_unshared, "the run is in no userfaultfd")                                                      \
         X(AGENT, freeze_armed, "the run is in the guard, not protected")                                               \
         X(AGENT, freeze_protected, "writers wait")                                                                     \
+        X(AGENT, freeze_beside, "the entries of the run are in another mapping; readers wait, too")                    \
         X(AGENT, freeze_copied, "the bytes stand in memory of ours")                                                   \
         X(AGENT, freeze_compared, "the bytes of frozen pages were compared")                                           \
         X(AGENT, freeze_replaced, "a part of the run is private memory, in no userfaultfd")                            \

@@ -106,9 +106,11 @@ int context_move(const struct context *c, uint64_t dst, uint64_t src, uint64_t l
         return (int) sys_ioctl_as(FAULT_uffd_move, c->fd, UFFDIO_MOVE, &m);
 }
 
-int context_copy(const struct context *c, uint64_t dst, uint64_t src) {
-        struct uffdio_copy x = { .dst = dst, .src = src, .len = KSM_PAGE_SIZE, .mode = UFFDIO_COPY_MODE_DONTWAKE };
-        return (int) sys_ioctl_as(FAULT_uffd_fill, c->fd, UFFDIO_COPY, &x);
+int context_copy(const struct context *c, uint64_t dst, uint64_t src, uint64_t length, uint64_t *ret_copied) {
+        struct uffdio_copy x = { .dst = dst, .src = src, .len = length, .mode = UFFDIO_COPY_MODE_DONTWAKE };
+        long r = sys_ioctl_as(FAULT_uffd_fill, c->fd, UFFDIO_COPY, &x);
+        *ret_copied = x.copy > 0 ? (uint64_t) x.copy : 0;
+        return (int) r;
 }
 
 int context_continue(const struct context *c, uint64_t start, uint64_t end, uint64_t *ret_end) {

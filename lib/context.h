@@ -37,7 +37,7 @@ unsigned context_drain(const struct context *c, const struct context_events *eve
 
 /* One try each; 0 or -errno (-EAGAIN: drain and try again). len in bytes. */
 int context_move(const struct context *c, uint64_t dst, uint64_t src, uint64_t length);
-int context_copy(const struct context *c, uint64_t dst, uint64_t src); /* one page */
+int context_copy(const struct context *c, uint64_t dst, uint64_t src, uint64_t length, uint64_t *ret_copied);
 int context_continue(const struct context *c, uint64_t start, uint64_t end, uint64_t *ret_end);
 int context_zeropage(const struct context *c, uint64_t start);
 int context_writeprotect(const struct context *c, uint64_t start, uint64_t end, bool protect);

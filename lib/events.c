@@ -112,8 +112,11 @@ static void on_guard_fault(void *userdata, uint64_t address, uint64_t flags) {
 static void on_spare_fault(void *userdata, uint64_t address, uint64_t flags) {
         struct agent *a = userdata;
         (void) flags;
-        a->scratch_used = true;
-        (void) context_zeropage(&a->spare, address);
+        /* Elsewhere it was in staging, which is gone by now: something else may be there. */
+        if (address - (uint64_t) a->scratch < BLOCK_BYTES) {
+                a->scratch_used = true;
+                (void) context_zeropage(&a->spare, address);
+        }
         context_wake(&a->spare, address, address + KSM_PAGE_SIZE);
 }
 

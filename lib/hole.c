@@ -196,7 +196,8 @@ static uint64_t place(struct advice *d, uint64_t equal) {
  * for its event to be read (EAGAIN), and move_back leaves what was removed. */
 static bool give_back(struct advice *d, unsigned i) {
         struct agent *a = d->t->a;
-        int r = context_copy(&a->guard, page_address(d->t->base, i), scratch_address(a, i));
+        uint64_t copied;
+        int r = context_copy(&a->guard, page_address(d->t->base, i), scratch_address(a, i), KSM_PAGE_SIZE, &copied);
         return r == 0 || r == -EEXIST || r == -ENOENT || r == -EINVAL;
 }
 

@@ -49,10 +49,8 @@ static void drop_ineligible(struct advice *d, const struct vma *v) {
         uint64_t bad = d->todo & ~(b && writable ? b->merged : 0);
         transition_set(t, bad, APPLY_VMA_GONE);
         d->todo &= ~bad;
-        int r = d->todo ? freeze_fill(t, d->todo) : 0;
         struct look look = { 0 };
-        if (r == 0)
-                r = look_at(t->a->pagemap_fd, t->base, BLOCK_PAGES, &look);
+        int r = d->todo ? freeze_fill(t, d->todo, &look) : 0;
         if (r < 0) {
                 transition_set(t, d->todo, r == -EAGAIN ? APPLY_BUSY : APPLY_ERROR);
                 d->todo = 0;
@@ -120,7 +118,8 @@ void remerge_replace(struct advice *d, const struct vma *v) {
                 return;
         uint64_t frozen = freeze_arm(t, d->todo);
         agent_drain(t->a);
-        uint64_t certified = freeze_certify(t, frozen & ~t->removed);
+        struct look look;
+        uint64_t certified = freeze_certify(t, frozen & ~t->removed, &look);
         uint64_t equal = compare(d, certified);
         fault_point(FAULT_freeze_compared);
         agent_drain(t->a);

@@ -86,13 +86,13 @@ void place_populate(struct transition *t, uint64_t pages);
 
 /* freeze.c: the frame around every change of a merged run */
 
-/* Gives every page an entry: zeros where the program has discarded, else the segment's. 0 or -errno, nothing changed; -EAGAIN also
- * when a discard came meanwhile. */
-int freeze_fill(struct transition *t, uint64_t pages);
+/* Gives every page an entry: zeros where the program has discarded, else the segment's; and looks at the block. 0 or -errno, nothing
+ * changed; -EAGAIN also when a discard came meanwhile. */
+int freeze_fill(struct transition *t, uint64_t pages, struct look *ret);
 /* Stops writers of the pages. Those that it could not stop have their status and are as before. Returns the others. */
 uint64_t freeze_arm(struct transition *t, uint64_t pages);
-/* Of frozen pages: those whose bytes nobody can change now. The others have their status. */
-uint64_t freeze_certify(struct transition *t, uint64_t frozen);
+/* Of frozen pages: those whose bytes nobody can change now. The others have their status. `ret`: the look at the block that told. */
+uint64_t freeze_certify(struct transition *t, uint64_t frozen, struct look *ret);
 /* Private pages of merged runs: freeze_certify may pass them. False: not now, or never, and they have their status. */
 bool freeze_call_witness(struct transition *t, uint64_t private, bool pressing);
 /* Back under `shared`. */

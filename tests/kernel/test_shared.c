@@ -296,6 +296,35 @@ static void what_dontunmap_leaves_behind_faults_minor(void) {
         CHECK(page_is_zero(m.run));
 }
 
+/* How the agent reads a frozen run without waiting for itself. */
+static void dontunmap_takes_entries_out_of_the_guard(void) {
+        int guard = uffd_open(GUARD_FEATURES | UFFD_FEATURE_WP_HUGETLBFS_SHMEM), segment = segment_open(2, 150);
+        void *run = map_segment(NULL, 2, segment, 0), *beside;
+        struct toucher t;
+        struct uffd_msg msg;
+
+        CHECK(madvise(run, 2 * KSM_PAGE_SIZE, MADV_POPULATE_READ) == 0);
+        CHECK_EQ(uffd_register(guard, run, 2, SHARED_MODE), 0);
+        CHECK_EQ(uffd_writeprotect(guard, run, 2, true), 0);
+        beside = mremap(run, 2 * KSM_PAGE_SIZE, 2 * KSM_PAGE_SIZE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
+        CHECK(beside != MAP_FAILED && beside != run);
+        /* There nobody waits, for an entry or to write. */
+        CHECK_EQ(count_pages(beside, 2, PAGE_IS_PRESENT | PAGE_IS_FILE), 2);
+        dontneed_page(page_at(beside, 1));
+        CHECK(page_holds(beside, 150) && page_holds(page_at(beside, 1), 151));
+        *(volatile uint64_t *) beside = 1;
+        CHECK(!uffd_next(guard, &msg, 0));
+        /* Here everybody does. */
+        CHECK_EQ(count_pages(run, 2, PAGE_IS_PRESENT), 0);
+        toucher_start(&t, read_first_word, run);
+        CHECK(uffd_next(guard, &msg, 5000));
+        CHECK_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
+        CHECK(msg.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_MINOR);
+        CHECK_EQ(uffd_continue(guard, run, 2, UFFDIO_CONTINUE_MODE_WP), 0);
+        toucher_join(&t);
+        CHECK(page_holds(run, 150));
+}
+
 static void growing_in_place_sends_no_event(void) {
         struct merged m = map_watched(48);
         struct uffd_msg msg;
@@ -456,6 +485,7 @@ FACTS(FACT(continue_populates_and_protects_so_that_reads_do_not_fault),
       FACT(removed_page_faults_minor_and_is_answered_with_zeros),
       FACT(remap_event_comes_after_the_move_and_holds_the_caller),
       FACT(what_dontunmap_leaves_behind_faults_minor),
+      FACT(dontunmap_takes_entries_out_of_the_guard),
       FACT(growing_in_place_sends_no_event),
       FACT(page_lost_without_a_remove_event_is_answered_with_continue),
       FACT(continue_over_a_marker_brings_old_bytes_back),
