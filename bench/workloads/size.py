@@ -27,7 +27,8 @@ class Growth(Workload):
     processes = (2, 8, 50, 200)
     all_mib = 1024
     profiled = ("1024 MiB", "16384 MiB", "200 processes")
-    shows = (("page_us", "us", "CPU a page until all is merged"), ("engine_cpu_s", "s", "CPU of the daemon"), ("agents_cpu_s", "s", "CPU of agents"))
+    shows = (("page_us", "us", "CPU a page until all is merged"), ("wall_s", "s", "time"), ("scans", "", "full passes"),
+             ("engine_cpu_s", "s", "CPU of the daemon"), ("agents_cpu_s", "s", "CPU of agents"))
 
     def sides(self, plan, known):
         found = []
@@ -49,7 +50,7 @@ class Growth(Workload):
             side.start_merging()
             wait_saved(side, meter, (side.n_processes - 1) * side.each_mib * 256 * DONE, self.limit_s)
             wait_known(side, n_pages * DONE, self.limit_s)
-            found = meter.read()
+            found = {**meter.read(), "scans": side.scans()}
         found["page_us"] = 1e6 * (found["engine_cpu_s"] + found["agents_cpu_s"] + found["subjects_cpu_s"]) / n_pages
         return found
 
