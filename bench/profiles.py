@@ -10,7 +10,9 @@ from sides import AGENT_THREAD, KsmSide  # first: it knows where measure is
 from measure import Skip, spawn, wait_until
 from subjects import Meter
 
-FREQUENCY = 1999
+FREQUENCY = 999
+# For each processor. What perf has no room for is lost in bursts, and with it whole phases: on a busy machine it may not run for seconds.
+BUFFER = "16M"
 # Threads that work for merging: the daemon's (its workers have its name), the agents', the kernel's.
 THREADS = ("userksmd", AGENT_THREAD, "ksmd")
 LINES = 10
@@ -53,7 +55,7 @@ class Profiler:
         for fifo in (control, answers):
             os.mkfifo(fifo)
         self.control, self.answers = os.open(control, os.O_RDWR), os.open(answers, os.O_RDWR | os.O_NONBLOCK)
-        self.perf = spawn(["perf", "record", "-a", "-q", "-F", FREQUENCY, "-D", "-1", "--control", f"fifo:{control},{answers}", "-o", self.data],
+        self.perf = spawn(["perf", "record", "-a", "-q", "-F", FREQUENCY, "-m", BUFFER, "-D", "-1", "--control", f"fifo:{control},{answers}", "-o", self.data],
                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         Meter.begun = self.enable
         return self
@@ -79,6 +81,9 @@ class Profiler:
             self.perf.wait()
         out = subprocess.run(["perf", "report", "-i", self.data, "--stdio", "--no-children", "-g", "none", "--percentage", "relative", "--comms",
                               ",".join(THREADS), "--pid", ",".join(map(str, self.pids)), "--sort", "comm,symbol", "-t", "\t"], capture_output=True, text=True).stdout
+        lost = re.search(r"^# Total Lost Samples: (\d+)", out, re.MULTILINE)
+        if not lost or int(lost[1]) > 0:
+            raise RuntimeError(f"perf lost {lost[1] if lost else 'all'} samples: this is no profile")
         found = []
         for line in out.splitlines():
             if line and not line.startswith("#"):

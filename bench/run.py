@@ -88,7 +88,11 @@ def add_profile(row, plan, arguments):
     result = results.load(row.name, arguments.results)
     if result and result["rounds"]:
         say(f"{row.name}: once more under perf")
-        result["profile"] = profile_row(row, plan, result)
+        try:
+            result["profile"] = profile_row(row, plan, result)
+        except RuntimeError as e:
+            say(f"  no profile: {e}")
+            return
         if not result.get("unit_costs"):  # of a run before they were measured
             result["unit_costs"] = [unit_costs()]
         results.save(result, arguments.results)
