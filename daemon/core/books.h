@@ -127,6 +127,7 @@ _Static_assert(sizeof(struct slot) == 8, "8 bytes a slot, as planned");
 #define SLOT_SHARERS_MAX ((1U << 18) - 1)
 #define SLOT_PENDING_MAX ((1U << 11) - 1)
 
+#define SLOT_HASH_WORDS 3 /* of 16 bits */
 #define SEGMENT_UNIT 512         /* slots: 2 MiB; slot ids are given to segments in these */
 #define SEGMENT_LARGE_UNITS 8    /* 16 MiB */
 #define SEGMENT_LARGE_FROM 16384 /* slots published in the domain before segments grow */
@@ -157,9 +158,9 @@ struct segment {
         uint32_t events;
         struct segment *event_next;
         struct slot *slots;
-        uint32_t *keys;   /* top half of each chain's hash: slots have no other memory of it */
         uint32_t *prevs;  /* the dup before in its ring */
         uint32_t *groups; /* extents that begin in each 64 slots */
+        uint16_t (*hashes)[SLOT_HASH_WORDS]; /* of each slot's content, from the top down; what is not here follows from nid */
 };
 
 enum turn_kind { TURN_READ, TURN_PUBLISH, TURN_APPLY, TURN_KINDS };

@@ -7,26 +7,18 @@
 /* Dups looked at before the chain counts as full: keeps the cost of a lookup from growing with the number of dups. */
 #define CHAIN_WALK 16
 
-uint32_t content_key(void *domain, uint32_t id) {
-        struct domain *d = domain;
-        struct block *b;
-
-        if (id & SLOT_ID)
-                return slot_key(d, id & ~SLOT_ID);
-        b = block_at(d->core, id >> BLOCK_SHIFT);
-        return index_key(record_hash(b->page[id & (BLOCK_PAGES - 1)]));
-}
-
 void content_fetch(void *domain, uint32_t id) {
         struct domain *d = domain;
         uint32_t slot = id & ~SLOT_ID;
+        const struct segment *s;
 
         if (!(id & SLOT_ID)) {
                 __builtin_prefetch(&block_at(d->core, id >> BLOCK_SHIFT)->page[id & (BLOCK_PAGES - 1)]);
                 return;
         }
-        __builtin_prefetch(&segment_of(d, slot)->keys[slot - segment_of(d, slot)->base]);
-        __builtin_prefetch(slot_at(d, slot));
+        s = segment_of(d, slot);
+        __builtin_prefetch(s->hashes[slot - s->base]);
+        __builtin_prefetch(&s->slots[slot - s->base]);
 }
 
 struct matching {
@@ -41,12 +33,12 @@ static bool collect(void *userdata, uint32_t id) {
         struct matching *m = userdata;
 
         if (id & SLOT_ID) {
-                if (slot_key(m->d, id & ~SLOT_ID) == index_key(m->hash))
+                if (slot_hash(m->d, id & ~SLOT_ID) == m->hash)
                         m->ret->slot = id & ~SLOT_ID;
         } else if (!m->is_unshared) {
                 uint64_t r = block_at(m->c, id >> BLOCK_SHIFT)->page[id & (BLOCK_PAGES - 1)];
 
-                if (record_hash(r) == record_hash(m->hash)) {
+                if (record_hash(r) == m->hash) {
                         m->ret->page = id;
                         m->is_unshared = record_state(r) == PAGE_UNSHARED;
                 }
@@ -65,7 +57,7 @@ uint32_t chain_pick(struct core *c, struct domain *d, uint32_t indexed, uint32_t
         uint32_t best = NIL, slot = indexed;
 
         if (prefer != NIL && prefer / SEGMENT_UNIT < d->n_units && segment_of(d, prefer) &&
-            slot_key(d, prefer) == slot_key(d, indexed) && slot_has_room(c, d, prefer))
+            slot_hash(d, prefer) == slot_hash(d, indexed) && slot_has_room(c, d, prefer))
                 return prefer;
         for (unsigned n = 0; n < CHAIN_WALK; n++) {
                 const struct slot *s = slot_at(d, slot);
@@ -78,7 +70,7 @@ uint32_t chain_pick(struct core *c, struct domain *d, uint32_t indexed, uint32_t
         }
         /* The walk begins where there was room last, or goes on where it ended. */
         if (best != NIL ? best != indexed && !slot_has_room(c, d, indexed) : slot != indexed)
-                (void) index_replace(&d->index, slot_key(d, indexed), SLOT_ID | indexed,
+                (void) index_replace(&d->index, slot_hash(d, indexed), SLOT_ID | indexed,
                                      SLOT_ID | (best != NIL ? best : slot));
         return best;
 }
@@ -113,7 +105,7 @@ static uint32_t slot_before(const struct core *c, const struct block *b, unsigne
 }
 
 static bool is_dup(const struct domain *d, uint32_t slot, uint64_t hash) {
-        return slot != NIL && slot / SEGMENT_UNIT < d->n_units && segment_of(d, slot) && slot_key(d, slot) == index_key(hash);
+        return slot != NIL && slot / SEGMENT_UNIT < d->n_units && segment_of(d, slot) && slot_hash(d, slot) == hash;
 }
 
 /* The next dup of the row after this one that has room, from the row's begin when there is none up to its end; or NIL. */
@@ -160,11 +152,10 @@ void page_resolve(struct core *c, uint32_t block, unsigned i, uint64_t hash, uin
                 page_mark(c, block, i, record(PAGE_MATCHED, fails, slot));
                 block_queue_apply(c, block);
         } else if (m.page != NIL) {
-                page_mark(c, block, i, record_hash(hash) | record(PAGE_HASHED, fails, 0));
+                page_mark(c, block, i, hash | record(PAGE_HASHED, fails, 0));
                 block_queue_publish(c, block);
         } else {
-                /* The record first: growing the index asks for the keys of what is in it, not of what comes. */
-                page_mark(c, block, i, record_hash(hash) | record(PAGE_UNSHARED, fails, 0));
+                page_mark(c, block, i, hash | record(PAGE_UNSHARED, fails, 0));
                 if (!clean_has_memory(c, d, 0) || index_insert(&d->index, hash, page_id(block, i)) < 0) {
                         page_mark(c, block, i, record(PAGE_NONE, 0, 0));
                         page_fresh(c, block, i, more_fails(fails, 1), now_usec);

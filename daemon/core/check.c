@@ -162,10 +162,10 @@ static const char *check_ring(struct domain *d, uint32_t slot, struct totals *t)
 
         do {
                 REQUIRE(slot_at(d, at)->state == SLOT_LIVE, "a dup of a chain is not live");
-                REQUIRE(slot_key(d, at) == slot_key(d, slot), "I5: dups of a chain have different keys");
+                REQUIRE(slot_hash(d, at) == slot_hash(d, slot), "I5: dups of a chain have different hashes");
                 REQUIRE(segment_of(d, at)->nid == segment_of(d, slot)->nid, "dups of a chain are bound to different nodes");
                 REQUIRE(*slot_prev(d, slot_at(d, at)->next) == at, "a ring is not the same in both directions");
-                is_indexed |= index_replace(&d->index, slot_key(d, at), SLOT_ID | at, SLOT_ID | at);
+                is_indexed |= index_replace(&d->index, slot_hash(d, at), SLOT_ID | at, SLOT_ID | at);
                 at = slot_at(d, at)->next;
                 first = MIN(first, at);
                 REQUIRE(++n <= UINT32_MAX, "a ring does not close");
@@ -257,7 +257,7 @@ static void check_entry(void *userdata, struct index_entry e) {
                         x->error = "the index names a slot that is not live";
                         return;
                 }
-                match_find(x->c, x->d, (uint64_t) slot_key(x->d, slot) << 32 | (uint64_t) e.tag << 8, &m);
+                match_find(x->c, x->d, slot_hash(x->d, slot), &m);
                 if (m.slot != slot)
                         x->error = "I5: two chains have one hash";
                 return;
@@ -270,8 +270,8 @@ static void check_entry(void *userdata, struct index_entry e) {
         r = block_at(x->c, e.id >> BLOCK_SHIFT)->page[e.id & (BLOCK_PAGES - 1)];
         if (record_state(r) != PAGE_UNSHARED && record_state(r) != PAGE_PARTNER)
                 x->error = "the index names a page that is not unshared";
-        else if (index_tag(record_hash(r)) != e.tag)
-                x->error = "an index entry has another tag than its page";
+        else if (index_key(record_hash(r)) != e.key)
+                x->error = "an index entry has another key than its page";
         else if (block_client(x->c, block_at(x->c, e.id >> BLOCK_SHIFT))->domain != id_index(x->d->id))
                 x->error = "I4: the index names a page of another domain";
 }

@@ -30,7 +30,7 @@ int core_new(const struct core_allocator *allocator, uint64_t seed, struct core 
         pool_init(&c->blocks, &c->memory, sizeof(struct block), BLOCKS_MAX);
         pool_init(&c->extents, &c->memory, sizeof(struct extent), NIL - 1);
         pool_init(&c->ops, &c->memory, sizeof(struct op), 1U << OP_INDEX_BITS);
-        index_init(&c->block_table, &c->memory, block_table_key, block_table_fetch, c);
+        index_init(&c->block_table, &c->memory, block_table_fetch, c);
         for (int k = 0; k < TURN_KINDS; k++)
                 c->turns[k] = (struct turn_list){ NIL, NIL };
         c->jobs = c->urgent = (struct turn_list){ NIL, NIL };

@@ -28,7 +28,7 @@ static int domain_new(struct core *c, const void *key, size_t key_size, uint32_t
         d->key[key_size] = 0;
         d->core = c;
         d->id = core_new_id(c, i);
-        index_init(&d->index, &c->memory, content_key, content_fetch, d); /* pools do not move items */
+        index_init(&d->index, &c->memory, content_fetch, d);
         for (int k = 0; k < TURN_KINDS; k++)
                 d->turns[k] = (struct turn_list){ NIL, NIL };
         *ret_index = i;

@@ -17,8 +17,6 @@
 #define SPARE_LINES 8
 /* Above this many used entries of 8 a line in the mean the shard grows; after growing by 1.25 it is at 5.8. */
 #define MAX_LOAD_PERMILLE 910
-/* A rebuild asks for keys so many lines ahead: two lines are a dozen ids, as many misses as a core has under way. */
-#define FETCH_LINES 2
 #define FETCH_BATCH 16
 
 struct line {
@@ -56,9 +54,8 @@ static uint32_t directory(const struct index *x, uint32_t key) {
         return x->depth ? key >> (32 - x->depth) : 0;
 }
 
-void index_init(struct index *x, struct memory *m, uint32_t (*key)(void *owner, uint32_t id), void (*fetch)(void *owner, uint32_t id),
-                void *owner) {
-        *x = (struct index){ .memory = m, .key = key, .fetch = fetch, .owner = owner };
+void index_init(struct index *x, struct memory *m, void (*fetch)(void *owner, uint32_t id), void *owner) {
+        *x = (struct index){ .memory = m, .fetch = fetch, .owner = owner };
 }
 
 /* Number of directory cells that point to the same shard as cell i. */
@@ -74,12 +71,12 @@ void index_done(struct index *x) {
                 memory_release(x->memory, x->shards[i], shard_bytes(x->shards[i]->n_lines));
         }
         memory_release(x->memory, x->shards, sizeof(*x->shards) << x->depth);
-        index_init(x, x->memory, x->key, x->fetch, x->owner);
+        index_init(x, x->memory, x->fetch, x->owner);
 }
 
 /* False when neither home line nor its followers have room. */
-static bool shard_put(struct index_shard *s, uint32_t key, struct index_entry e) {
-        for (uint32_t l = home(s, key); l < s->n_lines + SPARE_LINES; l++)
+static bool shard_put(struct index_shard *s, struct index_entry e) {
+        for (uint32_t l = home(s, e.key); l < s->n_lines + SPARE_LINES; l++)
                 for (unsigned i = 0; i < LINE_ENTRIES; i++) {
                         struct index_entry *p = &s->lines[l].e[i];
 
@@ -97,28 +94,15 @@ static bool is_used(struct index_entry e) {
         return e.id != EMPTY && e.id != TOMBSTONE;
 }
 
-static void fetch_ids(const struct index *x, const struct line *line) {
-        for (unsigned i = 0; i < LINE_ENTRIES; i++)
-                if (is_used(line->e[i]))
-                        x->fetch(x->owner, line->e[i].id - 1);
-}
-
 /* Streams s into one or two new shards. Lines are walked in the order of keys, so both sides are walked once. */
-static bool shard_stream(const struct index *x, const struct index_shard *s, struct index_shard *to[2]) {
-        for (uint32_t l = 0; l < s->n_lines + SPARE_LINES; l++) {
-                if (l + FETCH_LINES < s->n_lines + SPARE_LINES)
-                        fetch_ids(x, &s->lines[l + FETCH_LINES]);
+static bool shard_stream(const struct index_shard *s, struct index_shard *to[2]) {
+        for (uint32_t l = 0; l < s->n_lines + SPARE_LINES; l++)
                 for (unsigned i = 0; i < LINE_ENTRIES; i++) {
                         struct index_entry e = s->lines[l].e[i];
-                        uint32_t key;
 
-                        if (!is_used(e))
-                                continue;
-                        key = x->key(x->owner, e.id - 1);
-                        if (!shard_put(to[to[1] ? key >> (31 - s->depth) & 1 : 0], key, e))
+                        if (is_used(e) && !shard_put(to[to[1] ? e.key >> (31 - s->depth) & 1 : 0], e))
                                 return false;
                 }
-        }
         return true;
 }
 
@@ -155,7 +139,7 @@ static int shard_grow(struct index *x, uint32_t key) {
 
                 to[0] = shard_new(x->memory, s->depth + split, lines);
                 to[1] = split && to[0] ? shard_new(x->memory, s->depth + 1, lines) : NULL;
-                if (to[0] && (!split || to[1]) && shard_stream(x, s, to))
+                if (to[0] && (!split || to[1]) && shard_stream(s, to))
                         break;
                 r = !to[0] || (split && !to[1]) || attempt == 8;
                 for (unsigned i = 0; i < 2; i++)
@@ -173,8 +157,8 @@ static int shard_grow(struct index *x, uint32_t key) {
 }
 
 int index_insert(struct index *x, uint64_t hash, uint32_t id) {
-        struct index_entry e = { .tag = index_tag(hash), .id = id + 1 };
         uint32_t key = index_key(hash);
+        struct index_entry e = { .key = key, .id = id + 1 };
 
         assert(id < INDEX_ID_MAX);
         if (!x->shards) {
@@ -194,7 +178,7 @@ int index_insert(struct index *x, uint64_t hash, uint32_t id) {
                 uint64_t limit = (uint64_t) s->n_lines * LINE_ENTRIES * MAX_LOAD_PERMILLE / 1000;
                 int r;
 
-                if (s->n_used + s->n_tombstones < limit && shard_put(s, key, e)) {
+                if (s->n_used + s->n_tombstones < limit && shard_put(s, e)) {
                         x->n_entries++;
                         return 0;
                 }
@@ -220,13 +204,14 @@ void index_fetch(const struct index *x, const uint64_t *hashes, size_t n) {
                         const struct line *line = home_line(x, hashes[k]);
 
                         for (unsigned i = 0; i < LINE_ENTRIES; i++)
-                                if (is_used(line->e[i]) && line->e[i].tag == index_tag(hashes[k]))
+                                if (is_used(line->e[i]) && line->e[i].key == index_key(hashes[k]))
                                         x->fetch(x->owner, line->e[i].id - 1);
                 }
         }
 }
 
-static struct index_entry *entry_of(const struct index *x, uint32_t key, uint32_t id, struct line **ret_line) {
+static struct index_entry *entry_of(const struct index *x, uint64_t hash, uint32_t id, struct line **ret_line) {
+        uint32_t key = index_key(hash);
         struct index_shard *s = x->shards ? x->shards[directory(x, key)] : NULL;
 
         for (uint32_t l = s ? home(s, key) : 0; s && l < s->n_lines + SPARE_LINES; l++) {
@@ -245,15 +230,15 @@ static struct index_entry *entry_of(const struct index *x, uint32_t key, uint32_
         return NULL;
 }
 
-bool index_remove(struct index *x, uint32_t key, uint32_t id) {
+bool index_remove(struct index *x, uint64_t hash, uint32_t id) {
         struct line *line;
-        struct index_entry *e = entry_of(x, key, id, &line);
+        struct index_entry *e = entry_of(x, hash, id, &line);
         struct index_shard *s;
         bool has_empty = false;
 
         if (!e)
                 return false;
-        s = x->shards[directory(x, key)];
+        s = x->shards[directory(x, index_key(hash))];
         for (unsigned i = 0; i < LINE_ENTRIES; i++)
                 has_empty |= line->e[i].id == EMPTY;
         *e = (struct index_entry){ .id = has_empty ? EMPTY : TOMBSTONE };
@@ -263,17 +248,17 @@ bool index_remove(struct index *x, uint32_t key, uint32_t id) {
         return true;
 }
 
-bool index_replace(struct index *x, uint32_t key, uint32_t id, uint32_t new_id) {
+bool index_replace(struct index *x, uint64_t hash, uint32_t id, uint32_t new_id) {
         struct line *line;
-        struct index_entry *e = entry_of(x, key, id, &line);
+        struct index_entry *e = entry_of(x, hash, id, &line);
 
         if (e)
                 e->id = new_id + 1;
         return e;
 }
 
-static uint32_t probe(const struct index *x, uint32_t key, const uint32_t *tag, bool (*match)(void *userdata, uint32_t id),
-                      void *userdata) {
+uint32_t index_find(const struct index *x, uint64_t hash, bool (*match)(void *userdata, uint32_t id), void *userdata) {
+        uint32_t key = index_key(hash);
         const struct index_shard *s = x->shards ? x->shards[directory(x, key)] : NULL;
 
         for (uint32_t l = s ? home(s, key) : 0; s && l < s->n_lines + SPARE_LINES; l++) {
@@ -283,23 +268,13 @@ static uint32_t probe(const struct index *x, uint32_t key, const uint32_t *tag, 
                         struct index_entry e = s->lines[l].e[i];
 
                         last |= e.id == EMPTY;
-                        if ((!tag || e.tag == *tag) && is_used(e) && match(userdata, e.id - 1))
+                        if (e.key == key && is_used(e) && match(userdata, e.id - 1))
                                 return e.id - 1;
                 }
                 if (last)
                         break;
         }
         return NIL;
-}
-
-uint32_t index_find(const struct index *x, uint64_t hash, bool (*match)(void *userdata, uint32_t id), void *userdata) {
-        uint32_t tag = index_tag(hash);
-
-        return probe(x, index_key(hash), &tag, match, userdata);
-}
-
-uint32_t index_find_near(const struct index *x, uint32_t key, bool (*match)(void *userdata, uint32_t id), void *userdata) {
-        return probe(x, key, NULL, match, userdata);
 }
 
 void index_each(const struct index *x, void (*visit)(void *userdata, struct index_entry e), void *userdata) {

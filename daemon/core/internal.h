@@ -49,11 +49,11 @@ void block_free_if_idle(struct core *c, uint32_t block); /* nothing known, in no
 bool block_has_state(const struct block *b, enum page_state s);
 void block_push(struct core *c, struct block_queue *q, uint32_t block, enum block_flags flag);
 uint32_t block_pop(struct core *c, struct block_queue *q, enum block_flags flag);
-uint32_t block_table_key(void *core, uint32_t block);
 void block_table_fetch(void *core, uint32_t block);
 /* What a visit of the client's blocks of these numbers will read comes near; at most FETCH_BLOCKS. */
 #define FETCH_BLOCKS 16
 void blocks_fetch(const struct core *c, const struct client *cl, const uint64_t *numbers, size_t n);
+void records_fetch(const struct core *c, uint32_t block); /* all of a block; or NIL */
 /* The same of a visit that takes all that the block's records hold. */
 void block_fetch(const struct core *c, uint32_t block);
 /* Counts and changes a record; what the old one holds goes over to the new one or was released. */
@@ -121,15 +121,11 @@ uint64_t adopt_step(struct core *c, uint64_t now_usec, unsigned *budget); /* whe
 
 /* slot.c */
 struct segment *segment_of(const struct domain *d, uint32_t slot);
+uint64_t slot_hash(const struct domain *d, uint32_t slot); /* of what it has: as a record of that content would say */
 static inline struct slot *slot_at(const struct domain *d, uint32_t slot) {
         struct segment *s = d->units[slot / SEGMENT_UNIT];
 
         return &s->slots[slot - s->base];
-}
-static inline uint32_t slot_key(const struct domain *d, uint32_t slot) {
-        struct segment *s = d->units[slot / SEGMENT_UNIT];
-
-        return s->keys[slot - s->base];
 }
 static inline uint32_t *slot_prev(const struct domain *d, uint32_t slot) {
         struct segment *s = d->units[slot / SEGMENT_UNIT];
@@ -140,7 +136,6 @@ static inline uint32_t *slot_prev(const struct domain *d, uint32_t slot) {
 static inline bool slots_are_neighbours(const struct domain *d, uint32_t a, uint32_t b) {
         return a != NIL && b == a + 1 && segment_of(d, a) == segment_of(d, b);
 }
-uint32_t content_key(void *domain, uint32_t id);
 void content_fetch(void *domain, uint32_t id);
 /* Gives the client n consecutive slots in memory of that node if it can, fewer otherwise (*ret_n >= 1); they become WRITING. */
 int slot_take(struct core *c, struct client *cl, unsigned nid, uint32_t n, uint32_t *ret_first, uint32_t *ret_n);
@@ -164,9 +159,10 @@ bool slot_has_room(const struct core *c, const struct domain *d, uint32_t slot);
  * or 0 when nodes do not matter; as the kernel's KSM says it (get_kpfn_nid). */
 #define NID_BITS 10
 bool nodes_matter(const struct core *c);
-/* The hash that stands for these bytes on that node. Its nid can be read from it. */
+/* The hash that stands for these bytes on that node: what a record keeps of one, with the nid, which can be read from it. */
 uint64_t content_hash(uint64_t hash, unsigned nid);
 unsigned content_nid(uint64_t content_hash);
+uint64_t content_with_nid(uint64_t hash, unsigned nid); /* of which only the bits of the nid are missing */
 uint64_t content_on(uint64_t content_hash, unsigned nid); /* the same bytes on another node */
 /* For a page of which the op's answer says that it lies on the node: the nid, or -1 when it matters and is not known. */
 int node_nid(const struct core *c, const struct op *op, int32_t node);

@@ -40,8 +40,12 @@ static uint64_t spread(unsigned nid) {
         return nid * UINT64_C(0x9e3779b97f4a7c15);
 }
 
+uint64_t content_with_nid(uint64_t hash, unsigned nid) {
+        return (record_hash(hash) & ~(NID_MASK << NID_SHIFT)) | (uint64_t) nid << NID_SHIFT;
+}
+
 uint64_t content_hash(uint64_t hash, unsigned nid) {
-        return ((hash ^ spread(nid)) & ~(NID_MASK << NID_SHIFT)) | (uint64_t) nid << NID_SHIFT;
+        return content_with_nid(hash ^ spread(nid), nid);
 }
 
 uint64_t content_on(uint64_t hash, unsigned nid) {

@@ -20,13 +20,6 @@ static uint64_t block_hash(const struct core *c, uint32_t client, uint64_t numbe
         return mix(mix(number + c->seed) + client);
 }
 
-uint32_t block_table_key(void *core, uint32_t block) {
-        struct core *c = core;
-        struct block *b = block_at(c, block);
-
-        return index_key(block_hash(c, b->client, b->number));
-}
-
 void block_table_fetch(void *core, uint32_t block) {
         __builtin_prefetch(block_at(core, block));
 }
@@ -39,15 +32,20 @@ void blocks_fetch(const struct core *c, const struct client *cl, const uint64_t 
         index_fetch(&c->block_table, hashes, n);
 }
 
+void records_fetch(const struct core *c, uint32_t block) {
+        if (block == NIL)
+                return;
+        for (unsigned k = 0; k < sizeof(struct block); k += CACHE_LINE)
+                __builtin_prefetch((const char *) block_at(c, block) + k);
+}
+
 void block_fetch(const struct core *c, uint32_t block) {
         const struct block *b = block_at(c, block);
         const struct domain *d = client_domain(c, block_client(c, b));
         uint64_t hashes[BLOCK_PAGES];
         unsigned n = 0;
 
-        if (b->next != NIL) /* that the walk comes to next */
-                for (unsigned k = 0; k < sizeof(*b); k += CACHE_LINE)
-                        __builtin_prefetch((const char *) block_at(c, b->next) + k);
+        records_fetch(c, b->next); /* that the walk comes to next */
         for (unsigned i = 0; i < BLOCK_PAGES; i++)
                 if (record_state(b->page[i]) == PAGE_UNSHARED)
                         hashes[n++] = record_hash(b->page[i]);
@@ -114,7 +112,7 @@ void block_free(struct core *c, uint32_t block) {
         walk_leave(&cl->sweep, block, b->next);
         walk_leave(&cl->request_walk, block, b->next);
         walk_leave(&cl->retry, block, b->next);
-        (void) index_remove(&c->block_table, index_key(block_hash(c, b->client, b->number)), block);
+        (void) index_remove(&c->block_table, block_hash(c, b->client, b->number), block);
         if (b->prev != NIL)
                 block_at(c, b->prev)->next = b->next;
         else
@@ -230,7 +228,7 @@ void page_set(struct core *c, uint32_t block, unsigned i, uint64_t r) {
         switch (record_state(old)) {
         case PAGE_UNSHARED:
         case PAGE_PARTNER:
-                (void) index_remove(&d->index, index_key(record_hash(old)), page_id(block, i));
+                (void) index_remove(&d->index, record_hash(old), page_id(block, i));
                 break;
         case PAGE_MATCHED:
         case PAGE_MERGING:

@@ -139,7 +139,7 @@ static bool may_move(const struct core *c, const struct client *cl) {
         return !cl->is_gone && !cl->is_parked && !client_unmerging(c, cl) && client_has_vmas(c, cl, 2, true);
 }
 
-/* Whether all of the run may move to the slots from `to` on: dups of the same chains (by their keys, as in chain_pick), with
+/* Whether all of the run may move to the slots from `to` on: dups of the same chains (by their hashes, as in chain_pick), with
  * room, fuller all in all; and nothing of it has been taken out of merging. */
 static bool run_fits(const struct core *c, const struct domain *d, const struct run *r, uint32_t to) {
         const struct segment *s = to / SEGMENT_UNIT < d->n_units ? segment_of(d, to) : NULL;
@@ -152,7 +152,7 @@ static bool run_fits(const struct core *c, const struct domain *d, const struct 
         for (uint32_t k = 0; k < r->n; k++, p = neighbour(c, p, 1)) {
                 const struct block *b = block_at(c, p.block);
 
-                if (slot_key(d, to + k) != slot_key(d, r->slot + k) || !slot_has_room(c, d, to + k) ||
+                if (slot_hash(d, to + k) != slot_hash(d, r->slot + k) || !slot_has_room(c, d, to + k) ||
                     scan_is_unmerged(block_client(c, b), (b->number << BLOCK_SHIFT) + p.i))
                         return false;
                 gain += (int64_t) load(d, to + k) - load(d, r->slot + k) + 1;
@@ -316,12 +316,12 @@ static bool is_left_over(void *userdata, uint32_t id) {
         if (id & SLOT_ID)
                 return false;
         r = block_at(v->c, id >> BLOCK_SHIFT)->page[id & (BLOCK_PAGES - 1)];
-        return record_state(r) == PAGE_UNSHARED && index_key(record_hash(r)) == slot_key(v->d, v->slot);
+        return record_state(r) == PAGE_UNSHARED && record_hash(r) == slot_hash(v->d, v->slot);
 }
 
 /* The one unshared page of this content, which came when all dups were full, is as if it had just been read. */
 static void take_in(struct visit *v) {
-        uint32_t id = index_find_near(&v->d->index, slot_key(v->d, v->slot), is_left_over, v), block = id >> BLOCK_SHIFT;
+        uint32_t id = index_find(&v->d->index, slot_hash(v->d, v->slot), is_left_over, v), block = id >> BLOCK_SHIFT;
         uint64_t r;
 
         if (id == NIL || v->c->prune_moves == 0)

@@ -384,11 +384,11 @@ static void publish_good(struct core *c, struct domain *d, uint32_t source, uint
         slot_live(c, d, slot, hash);
         slot_pend(d, slot);
         if (m.slot != NIL) {
-                (void) index_remove(&d->index, index_key(hash), m.page);
+                (void) index_remove(&d->index, hash, m.page);
                 match_find(c, d, hash, &m); /* chain_pick may have turned the ring */
                 slot_join(c, d, slot, m.slot);
         } else {
-                (void) index_replace(&d->index, index_key(hash), m.page, SLOT_ID | slot);
+                (void) index_replace(&d->index, hash, m.page, SLOT_ID | slot);
         }
         to_matched(c, source, slot);
 }
@@ -404,7 +404,7 @@ static void publish_one(struct core *c, struct client *cl, struct domain *d, con
         unsigned fails = source ? record_fails(*source) : 0;
         struct match m;
 
-        if (source && was_read && !is_misplaced && record_hash(content_hash(result->hash, nid)) == o->hashes[k]) {
+        if (source && was_read && !is_misplaced && content_hash(result->hash, nid) == o->hashes[k]) {
                 match_find(c, d, o->hashes[k], &m);
                 publish_good(c, d, o->pages[k], o->slots[k], o->hashes[k], o->strips >> k & 1, now_usec);
                 if (m.page != NIL && slot_at(d, o->slots[k])->state == SLOT_LIVE)

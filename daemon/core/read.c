@@ -63,6 +63,7 @@ static void pick_ready(struct picking *p) {
                 struct block *b = block_at(p->c, block);
                 bool is_hot = b->flags & BLOCK_SKIPPED;
 
+                records_fetch(p->c, b->read_next);
                 if (!is_hot && !pick_block(p, block))
                         return;
                 (void) block_pop(p->c, &p->cl->ready, BLOCK_WAITING);

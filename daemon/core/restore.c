@@ -86,7 +86,7 @@ static uint64_t surplus_pages(const struct core *c, const struct block *b) {
                         uint32_t slot = page_file_slot(c, b, i);
 
                         if (record_state(b->page[i]) == PAGE_UNSHARED &&
-                            slot_key(d, slot) == index_key(content_on(record_hash(b->page[i]), segment_of(d, slot)->nid)))
+                            slot_hash(d, slot) == content_on(record_hash(b->page[i]), segment_of(d, slot)->nid))
                                 mask |= UINT64_C(1) << i;
                 }
         return mask;

@@ -24,7 +24,7 @@ bool slot_has_room(const struct core *c, const struct domain *d, uint32_t slot) 
 /* -- segments ------------------------------------------------------------------------------------------------------- */
 
 static size_t segment_bytes(uint32_t n_slots) {
-        return sizeof(struct segment) + n_slots * (sizeof(struct slot) + 2 * sizeof(uint32_t)) +
+        return sizeof(struct segment) + n_slots * (sizeof(struct slot) + sizeof(uint32_t) + SLOT_HASH_WORDS * sizeof(uint16_t)) +
                n_slots / BLOCK_PAGES * sizeof(uint32_t);
 }
 
@@ -65,9 +65,9 @@ int segment_new(struct core *c, struct domain *d, uint32_t n_slots, unsigned nid
         s->n_slots = n_slots;
         s->nid = nid;
         s->slots = (struct slot *) (s + 1);
-        s->keys = (uint32_t *) (s->slots + n_slots);
-        s->prevs = s->keys + n_slots;
+        s->prevs = (uint32_t *) (s->slots + n_slots);
         s->groups = s->prevs + n_slots;
+        s->hashes = (uint16_t (*)[SLOT_HASH_WORDS]) (s->groups + n_slots / BLOCK_PAGES);
         memset(s->groups, 0xff, n_slots / BLOCK_PAGES * sizeof(uint32_t));
         for (uint32_t u = 0; u < units; u++)
                 d->units[first + u] = s;
@@ -277,12 +277,31 @@ void slot_fail(struct core *c, struct domain *d, uint32_t slot, bool was_written
         segment_check(c, s);
 }
 
+/* The lowest of the four words are 8 bits that nothing uses and 8 of the nid, which is the segment's (node.c). */
+static void set_hash(struct segment *s, uint32_t slot, uint64_t hash) {
+        uint16_t *words = s->hashes[slot - s->base];
+
+        assert(content_nid(hash) == s->nid);
+        for (unsigned i = 0; i < SLOT_HASH_WORDS; i++)
+                words[i] = (uint16_t) (hash >> (48 - 16 * i));
+}
+
+uint64_t slot_hash(const struct domain *d, uint32_t slot) {
+        const struct segment *s = segment_of(d, slot);
+        const uint16_t *words = s->hashes[slot - s->base];
+        uint64_t hash = 0;
+
+        for (unsigned i = 0; i < SLOT_HASH_WORDS; i++)
+                hash |= (uint64_t) words[i] << (48 - 16 * i);
+        return content_with_nid(hash, s->nid);
+}
+
 void slot_live(struct core *c, struct domain *d, uint32_t slot, uint64_t hash) {
         struct segment *s = segment_of(d, slot);
 
         *slot_at(d, slot) = (struct slot){ .next = slot, .pending = 1, .state = SLOT_LIVE };
         *slot_prev(d, slot) = slot;
-        s->keys[slot - s->base] = index_key(hash);
+        set_hash(s, slot, hash);
         s->n_writing--;
         s->n_live++;
         c->segment_slots_written++;
@@ -310,7 +329,7 @@ void slot_join(struct core *c, struct domain *d, uint32_t slot, uint32_t chain) 
         in->next = slot;
         c->chains += was_alone;
         c->dups += was_alone ? 2 : 1;
-        (void) index_replace(&d->index, slot_key(d, chain), SLOT_ID | chain, SLOT_ID | slot);
+        (void) index_replace(&d->index, slot_hash(d, chain), SLOT_ID | chain, SLOT_ID | slot);
 }
 
 static void ring_leave(struct core *c, struct domain *d, uint32_t slot) {
@@ -318,7 +337,7 @@ static void ring_leave(struct core *c, struct domain *d, uint32_t slot) {
         uint32_t before = *slot_prev(d, slot);
 
         if (s->next == slot) {
-                (void) index_remove(&d->index, slot_key(d, slot), SLOT_ID | slot);
+                (void) index_remove(&d->index, slot_hash(d, slot), SLOT_ID | slot);
                 return;
         }
         prune_mark(c, segment_of(d, before));
@@ -327,7 +346,7 @@ static void ring_leave(struct core *c, struct domain *d, uint32_t slot) {
         *slot_prev(d, s->next) = before;
         c->chains -= s->next == before;
         c->dups -= s->next == before ? 2 : 1;
-        (void) index_replace(&d->index, slot_key(d, slot), SLOT_ID | slot, SLOT_ID | s->next);
+        (void) index_replace(&d->index, slot_hash(d, slot), SLOT_ID | slot, SLOT_ID | s->next);
         s->next = slot;
 }
 

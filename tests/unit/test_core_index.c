@@ -28,11 +28,6 @@ static struct memory memory = { .allocator = { plain_realloc, plain_free, NULL }
 static void fetch(void *owner, uint32_t id) {
 }
 
-static uint32_t key_of(void *owner, uint32_t id) {
-        assert_true(is_in[id]);
-        return index_key(hashes[id]);
-}
-
 static uint64_t mix(uint64_t x) {
         x += UINT64_C(0x9e3779b97f4a7c15);
         x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
@@ -54,7 +49,7 @@ static void test_random(void **state) {
         uint64_t n = 0;
 
         memset(is_in, 0, sizeof(is_in));
-        index_init(&x, &memory, key_of, fetch, NULL);
+        index_init(&x, &memory, fetch, NULL);
         for (uint32_t i = 0; i < IDS; i++)
                 hashes[i] = mix(i % 3 ? i : i / 6); /* some share a hash */
         for (uint64_t step = 0; step < 1000000; step++) {
@@ -62,8 +57,8 @@ static void test_random(void **state) {
 
                 assert_int_equal(index_find(&x, hashes[id], is_id, &id), is_in[id] ? id : NIL);
                 if (is_in[id]) {
-                        assert_true(index_remove(&x, index_key(hashes[id]), id));
-                        assert_false(index_remove(&x, index_key(hashes[id]), id));
+                        assert_true(index_remove(&x, hashes[id], id));
+                        assert_false(index_remove(&x, hashes[id], id));
                         is_in[id] = false;
                         n--;
                 } else if (mix(step + IDS) % 4) {
@@ -80,7 +75,7 @@ static void test_bytes_per_entry(void **state) {
         struct index x;
 
         memset(is_in, 0, sizeof(is_in));
-        index_init(&x, &memory, key_of, fetch, NULL);
+        index_init(&x, &memory, fetch, NULL);
         for (uint32_t i = 0; i < IDS; i++) {
                 hashes[i] = mix(i);
                 insert(&x, i);
@@ -99,12 +94,12 @@ static void test_replace(void **state) {
         uint32_t id = 2;
 
         memset(is_in, 0, sizeof(is_in));
-        index_init(&x, &memory, key_of, fetch, NULL);
+        index_init(&x, &memory, fetch, NULL);
         hashes[1] = hashes[2] = mix(1);
         insert(&x, 1);
         is_in[2] = true;
-        assert_true(index_replace(&x, index_key(hashes[1]), 1, 2));
-        assert_false(index_replace(&x, index_key(hashes[1]), 1, 2));
+        assert_true(index_replace(&x, hashes[1], 1, 2));
+        assert_false(index_replace(&x, hashes[1], 1, 2));
         assert_int_equal(index_find(&x, hashes[2], is_id, &id), 2);
         index_done(&x);
 }
