@@ -18,7 +18,7 @@
         X(max_page_sharing, 2, 2147483647, 256, "", "sharers of one shared page before another copy of it is made")   \
         X(use_zero_pages, 0, 1, 1, "", "give pages of zeros back to the kernel's zero page (kernel: 0)")              \
         X(stable_node_chains_prune_millisecs, 0, 4294967295, 2000, "ms", "pause between prunings of the chains")      \
-        X(pass_millisecs, 10, 3600000, 1000, "ms", "shortest time between two looks at a block of pages; after one that found much that is new, settle_millisecs")             \
+        X(pass_millisecs, 10, 3600000, 1000, "ms", "shortest time between two looks at a block of pages; a quarter of it after one that found much that is new")             \
         X(settle_millisecs, 0, 3600000, 1000, "ms", "a page is read only after staying unwritten this long")          \
         X(merge_now_settle_millisecs, 0, 3600000, 10, "ms", "the same for a merge on demand")                         \
         X(vma_share_permille, 0, 500, 500, "", "share of vm.max_map_count that merged runs of a process may take")    \

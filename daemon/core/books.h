@@ -260,7 +260,7 @@ struct client {
         uint64_t spare_usec; /* no pass so soon after pass_usec, for the sake of the process */
         uint64_t cursor, window_pages;
         uint64_t n_rewritten, n_new; /* pages that the pass found written: known ones, others */
-        bool has_news;               /* the last pass found much that was new: the next one comes soon */
+        unsigned n_soon;             /* much was new: so many of the next passes come soon */
         struct skip_list skips[2]; /* [pass & 1] is read, the other is built */
         uint8_t look;
         uint8_t claim_look; /* the last look when the agent reported runs, or that failed in part: the next one judges them */

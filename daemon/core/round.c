@@ -11,7 +11,8 @@
 
 /* The pass that was under way when the round began, one that sees, one that reads. */
 #define ROUND_SCANS 3
-/* Somebody always writes, is slow, or has a page that waits for long: the others must not wait for him. */
+/* Somebody always writes, is slow, or has a page that waits for long: the others must not wait for him. Scans that are done sooner than in a
+ * period, because of news, do not make a round end before its time. */
 #define ROUND_SCANS_MAX 12
 
 /* A round of nothing. An agent that is only just connecting has more time than that in two of them. */
@@ -42,12 +43,15 @@ void core_look(struct core *c, uint64_t now_usec) {
 }
 
 void round_scan_ended(struct core *c, uint64_t now_usec) {
-        uint64_t least_usec = pace_usec(c, c->tunables.settle_millisecs) + 2 * pace_usec(c, c->tunables.pass_millisecs);
+        uint64_t pass_usec = pace_usec(c, c->tunables.pass_millisecs);
+        uint64_t least_usec = pace_usec(c, c->tunables.settle_millisecs) + 2 * pass_usec;
+        bool is_late;
 
         c->round_scans++;
+        is_late = c->round_scans >= ROUND_SCANS_MAX && now_usec >= c->round_usec + ROUND_SCANS_MAX * pass_usec;
         if (c->round_scans < ROUND_SCANS || now_usec < c->round_usec + least_usec)
                 return;
-        if (c->round_scans < ROUND_SCANS_MAX && !is_at_rest(c))
+        if (!is_late && !is_at_rest(c))
                 return;
         c->counters.settled_scans++;
         round_begins(c, now_usec);

@@ -17,10 +17,11 @@
 /* A write to a page protected again costs its process a fault of 0.7 us, which may take 1 % of its time. */
 #define REPROTECT_USEC 70
 #define PASS_MAX_USEC (64 * 1000 * 1000)
-/* A pass has news when one page in so many of the process was not known; the next one comes as soon as those have settled, but not before
- * such a part of the period: with a settle time of 0 passes would follow each other without a pause. */
+/* A pass has news when one page in so many of the process was not known. So many that follow then come after such a part of the period: until
+ * the news have settled, by the defaults, and their short runs, which wait for two passes, have gone. */
 #define NEWS_DIVISOR 8
-#define NEWS_HASTE 8
+#define NEWS_PASSES 8
+#define NEWS_HASTE 4
 /* A window should take a worker about this long. */
 #define WINDOW_SHORT_USEC 2000
 #define WINDOW_LONG_USEC 8000
@@ -261,12 +262,11 @@ static uint64_t pages_walked(const struct core_scan *scan) {
         return n;
 }
 
-/* Much that is new, as of a process that has just come, is looked at again as soon as it may have settled, not a whole period later. */
+/* Much that is new, as of a process that has just come, does not wait for whole periods. */
 static uint64_t period_usec(const struct core *c, const struct client *cl) {
-        uint64_t pass = pace_usec(c, c->tunables.pass_millisecs), soon = pass / NEWS_HASTE;
+        uint64_t pass = pace_usec(c, c->tunables.pass_millisecs);
 
-        soon = MAX(soon, pace_usec(c, c->tunables.settle_millisecs));
-        return cl->has_news ? MIN(pass, soon) : pass;
+        return cl->n_soon > 0 ? pass / NEWS_HASTE : pass;
 }
 
 static uint64_t pass_due_usec(const struct core *c, const struct client *cl) {
@@ -309,7 +309,10 @@ static bool pass_next(struct core *c, struct client *cl, uint64_t now_usec, uint
                 job_add(c, cl);
         }
         cl->in_pass = cl->is_looking = false;
-        cl->has_news = cl->n_new > states_tracked(cl->states) / NEWS_DIVISOR;
+        if (cl->n_new > states_tracked(cl->states) / NEWS_DIVISOR)
+                cl->n_soon = NEWS_PASSES;
+        else
+                cl->n_soon -= cl->n_soon > 0;
         cl->spare_usec = MIN(cl->n_rewritten * REPROTECT_USEC, (uint64_t) PASS_MAX_USEC);
         scan_schedule(c, cl, MAX(pass_due_usec(c, cl), now_usec + 1));
         return false;

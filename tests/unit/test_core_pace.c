@@ -147,6 +147,7 @@ static void test_full_scan_reads(void **state) {
 
         set(w, TUNABLE_sleep_millisecs, 1000);
         set(w, TUNABLE_pages_to_scan, 640);
+        set(w, TUNABLE_settle_millisecs, 1000);
         fill(w, 0, 0, 6400, 1);
         world_run(w, 2 * SECOND + SECOND / 2); /* now they have settled */
         before = world_counters(w).full_scans;
@@ -181,6 +182,7 @@ static void test_fast(void **state) {
         for (int fast = 0; fast <= 1; fast++) {
                 struct world *w = start(2, 640);
 
+                set(w, TUNABLE_settle_millisecs, 1000);
                 core_set_pace(w->core, fast ? CORE_PACE_FAST : CORE_PACE_NORMAL, w->now_usec);
                 took[fast] = time_to_merge(w, 640, 1);
                 finish(w);
@@ -293,7 +295,7 @@ static void test_has_work(void **state) {
         assert_true(core_has_work(w->core)); /* what was registered */
         for (uint32_t i = 0; i < 2; i++)
                 fill(w, i, 0, 3200, 1 + i * 100000);
-        world_run(w, 3 * SECOND / 2);
+        world_run(w, SECOND / 4);
         assert_true(core_has_work(w->core));
         world_run(w, 4 * SECOND);
         assert_false(core_has_work(w->core)); /* all read, no two equal */
@@ -303,7 +305,8 @@ static void test_has_work(void **state) {
         /* Equal ones appear in ranges that are known: as soon as they have been read. */
         fill(w, 0, 3200, 640, 500000);
         fill(w, 1, 3200, 640, 500000);
-        world_run(w, 3 * SECOND);
+        for (unsigned t = 0; t < 40 && !core_has_work(w->core); t++)
+                world_run(w, SECOND / 10);
         assert_true(core_has_work(w->core));
         world_run(w, 3 * SECOND);
         assert_false(core_has_work(w->core));

@@ -160,6 +160,8 @@ static void test_news_do_not_wait_for_a_period(void **state) {
         /* What is written anew here and there is not news. */
         for (uint32_t i = 0; i < 2; i++)
                 fill(w, i, 0, FEW, 5000);
+        while (world_counters(w).pages_sharing == PAGES)
+                world_run(w, SECOND / 10); /* until a pass sees it */
         world_run(w, 7 * SECOND);
         assert_int_not_equal(world_counters(w).pages_sharing, PAGES);
         world_run(w, 20 * SECOND);
