@@ -47,9 +47,9 @@ CORE_FAULTS = [Fault(name, breaks, text, f"daemon/core/{file}", old, new, BOOKS 
     # -- index and chains -------------------------------------------------------------------------------------------------------
     ("index-forgets", "I5", "an entry that is removed stays in the index", "page.c",
      "                (void) index_remove(&d->index, record_hash(old), page_id(block, i));\n", "", ()),
-    ("chain-by-tag", "I5", "a chain is taken by a part of its hash", "chain.c",
+    ("chain-by-key", "I5", "a chain is taken by a part of its hash", "chain.c",
      "                if (slot_hash(m->d, id & ~SLOT_ID) == m->hash)\n", "", ()),
-    ("page-by-tag", "I5", "an unshared page is taken by a part of its hash", "chain.c",
+    ("page-by-key", "I5", "an unshared page is taken by a part of its hash", "chain.c",
      "                if (record_hash(r) == m->hash) {", "                if (r) {", ()),
     ("preferred-unchecked", "I5", "the next slot is taken whatever it holds", "chain.c",
      "            slot_hash(d, prefer) == slot_hash(d, indexed) && slot_has_room(c, d, prefer))", "            slot_has_room(c, d, prefer))", ()),

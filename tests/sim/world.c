@@ -224,10 +224,8 @@ static struct sim_process *process_of(struct world *w, uint32_t client) {
 }
 
 uint64_t world_hash(const struct world *w, uint32_t content) {
-        const uint64_t tag = (UINT64_C(1) << 40) - 1;
-
-        if (w->same_tags)
-                return (mix(content) & ~tag) | (mix(0) & tag);
+        if (w->same_keys)
+                return mix(0) << 32 | (uint64_t) content << 18; /* above the bits of a nid */
         return mix(w->collision_bits ? content & ((1U << w->collision_bits) - 1) : content);
 }
 

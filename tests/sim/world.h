@@ -73,7 +73,7 @@ struct world {
         struct core_event last_event;
         unsigned collision_bits; /* hashes of only so many bits, 0 = all: equality of hashes is only a hint */
         bool leaves_gaps;        /* what is mapped or registered anew is left out at times, until everything is registered again */
-        bool same_tags;          /* hashes differ only in what the index does not store beside an entry */
+        bool same_keys;          /* hashes differ only in what the index does not store beside an entry; contents below 2^14 */
         /* Called once, when something of that kind has been done and the core has not been told yet. */
         void (*meanwhile)(struct world *w);
         enum { MEANWHILE_READ, MEANWHILE_PUBLISHED, MEANWHILE_APPLIED } meanwhile_of;

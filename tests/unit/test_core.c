@@ -103,11 +103,11 @@ static void test_full_segments_are_sealed(void **state) {
         finish(w);
 }
 
-/* What the index stores beside an entry narrows the search; the key decides. */
-static void test_equal_tags(void **state) {
+/* What the index stores beside an entry narrows the search; all of the hash decides. */
+static void test_equal_keys(void **state) {
         struct world *w = start(3, 64);
 
-        w->same_tags = true;
+        w->same_keys = true;
         fill(w, 0, 0, 32, 1);
         fill(w, 1, 0, 64, 1);
         world_run(w, 10 * SECOND);
@@ -320,7 +320,7 @@ int main(void) {
                 cmocka_unit_test(test_zeros_as_contents),
                 cmocka_unit_test(test_dead_slots_are_bounded),
                 cmocka_unit_test(test_full_segments_are_sealed),
-                cmocka_unit_test(test_equal_tags),
+                cmocka_unit_test(test_equal_keys),
                 cmocka_unit_test(test_copy_on_write),
                 cmocka_unit_test(test_pinned_backs_off),
                 cmocka_unit_test(test_domains_do_not_share),
