@@ -34,7 +34,8 @@ tick), the ratio of times is taken as if ksmd's time were that much longer or sh
 
 Programs have loaded and done their work once when merging starts, rest until no more is saved (guests of QEMU never rest), and then work
 again and again for 8 s, at least twice. Their slowdown is of that time, agents not counted: merged pages that they write become private
-again within it, on both sides. Saved is the fall of the sum of PSS, looked at four times a second.
+again within it, on both sides; where they have much system time of their own (redis, QEMU) it is known to some percent only. Saved is the
+fall of the sum of PSS, looked at four times a second.
 """
 
 REMAINS = """## What remains
