@@ -5,8 +5,8 @@
 #include "daemon/core/internal.h"
 
 #define MAX_MAP_COUNT_DEFAULT 65530
-/* First guess of pages a scan walks: 1 GiB, 2 to 5 ms; scan.c adapts it to what scans take. */
-#define WINDOW_PAGES (UINT64_C(1) << 18)
+/* First guess of pages a scan walks: 256 MiB, about 1 ms; scan.c adapts it to what scans take. */
+#define WINDOW_PAGES (UINT64_C(1) << 16)
 
 struct client *client_get(const struct core *c, uint32_t id) {
         struct client *cl = pool_has(&c->clients, id_index(id)) ? client_at(c, id_index(id)) : NULL;

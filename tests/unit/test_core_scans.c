@@ -185,6 +185,21 @@ static void test_news_have_a_pace(void **state) {
         finish(w);
 }
 
+/* Of much memory passes take their time, and come no sooner than that allows: 400 000 pages every 100 ms. */
+static void test_news_of_much_memory(void **state) {
+        enum { PAGES = 400000 };
+        struct world *w = start(1, PAGES);
+        int64_t before;
+
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_pass_millisecs, 200, w->now_usec), 0);
+        fill(w, 0, 0, PAGES, 1);
+        world_run(w, SECOND / 2);
+        before = world_counters(w).full_scans;
+        world_run(w, SECOND / 2);
+        assert_in_range(world_counters(w).full_scans - before, 3, 6);
+        finish(w);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_scan_results_are_cut),
@@ -195,6 +210,7 @@ int main(void) {
                 cmocka_unit_test(test_full_scans),
                 cmocka_unit_test(test_news_do_not_wait_for_a_period),
                 cmocka_unit_test(test_news_have_a_pace),
+                cmocka_unit_test(test_news_of_much_memory),
         };
 
         return cmocka_run_group_tests(tests, NULL, NULL);
