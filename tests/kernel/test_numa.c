@@ -202,6 +202,7 @@ static void migration_of_merged_pages_is_not_seen_by_who_maps_them(void) {
 
         need_two(nodes);
         need_root();
+        alarm(3 * FACT_WATCHDOG_SEC); /* a thread that spins all the time, in emulation on one processor */
         context = uffd_open(SHARED_FEATURES);
         segment = segment_open(N_PAGES, 100);
         reading.at = map_segment(NULL, N_PAGES, segment, 0);
