@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include "common/fault.h"
 #include "common/log.h"
@@ -390,6 +391,7 @@ static int start_core(struct manager *m) {
                 return r;
         m->n_nodes = numa_count();
         core_set_nodes(m->core, m->n_nodes > 1);
+        core_set_processors(m->core, (unsigned) MAX(sysconf(_SC_NPROCESSORS_ONLN), 1L));
         set_tunables(m, &m->config.tunables);
         return 0;
 }

@@ -65,6 +65,9 @@ enum core_pace {
         CORE_PACE_REST, /* no pass begins and nothing is read; what has been read is merged, and requests are carried out */
 };
 void core_set_pace(struct core *c, enum core_pace pace, uint64_t now_usec);
+/* The processes share so many processors (default, 0: each has its own). Where more of them write than that, what their write faults may take
+ * is reckoned from what is left for each. */
+void core_set_processors(struct core *c, unsigned n);
 /* There is reason to think that scanning finds something: something was registered or changed that full scans have not covered yet, or
  * the last one found equal pages. */
 bool core_has_work(const struct core *c);

@@ -14,9 +14,6 @@
 #define HOT_PAGES (BLOCK_PAGES / 4)
 #define HOT_AGE_MAX 6
 #define LOOK_PASSES 16
-/* A write to a page protected again costs its process a fault of 0.7 us, which may take 1 % of its time. */
-#define REPROTECT_USEC 70
-#define PASS_MAX_USEC (64 * 1000 * 1000)
 /* A pass has news when one page in so many of the process was not known. So many that follow then come after such a part of the period: until
  * the news have settled, by the defaults, and their short runs, which wait for two passes, have gone. But a pass over all that is known takes
  * about 22 ns a page, and should not take more than a tenth of the time. */
@@ -196,6 +193,7 @@ void scan_epoch_update(struct core *c, struct client *cl) {
         c->n_epoch_counted -= cl->has_counted;
         cl->has_counted = false;
         cl->scan_mark = NIL;
+        pace_rewrites(c, cl, 0);
 }
 
 /* The tracking scan is complete: what it did not report was not written for a pass. */
@@ -317,7 +315,7 @@ static bool pass_next(struct core *c, struct client *cl, uint64_t now_usec, uint
                 cl->n_soon = NEWS_PASSES;
         else
                 cl->n_soon -= cl->n_soon > 0;
-        cl->spare_usec = MIN(cl->n_rewritten * REPROTECT_USEC, (uint64_t) PASS_MAX_USEC);
+        pace_rewrites(c, cl, cl->in_epoch ? cl->n_rewritten : 0);
         scan_schedule(c, cl, MAX(pass_due_usec(c, cl), now_usec + 1));
         return false;
 }

@@ -250,6 +250,59 @@ static void test_rest(void **state) {
         finish(w);
 }
 
+/* Scans in ten seconds in which `n` of the processes rewrite all of their 1600 pages without end. */
+static uint64_t scans_while_rewritten(struct world *w, unsigned n, uint32_t *content) {
+        uint64_t before = 0;
+
+        for (unsigned t = 0; t < 600; t++) {
+                if (t == 100) /* the first passes have been counted */
+                        before = w->n_scans;
+                for (unsigned i = 0; i < n; i++, *content += 1600)
+                        fill(w, i, 0, 1600, *content);
+                world_run(w, SECOND / 50);
+        }
+        return w->n_scans - before;
+}
+
+/* The faults of processes that write may take a part of the processors' time, however many they are. */
+static void test_processors_are_shared(void **state) {
+        enum { N = 4 };
+        uint32_t content = 1;
+        uint64_t scans[N + 2], alone;
+
+        for (unsigned n = 0; n <= N + 1; n++) {
+                struct world *w = start(N, 1600);
+
+                set(w, TUNABLE_pass_millisecs, 20);
+                set(w, TUNABLE_smart_scan, 0);
+                core_set_processors(w->core, n);
+                scans[n] = scans_while_rewritten(w, N, &content);
+                finish(w);
+        }
+        assert_in_range(scans[0], 10 * N * 8, 10 * N * 12); /* 1600 pages at 70 us each are 112 ms */
+        assert_in_range(scans[N], scans[0] * 9 / 10, scans[0]);
+        assert_in_range(scans[N + 1], scans[0] * 9 / 10, scans[0]);
+        assert_in_range(scans[2] * 2, scans[0] * 8 / 10, scans[0] * 12 / 10);
+        assert_in_range(scans[1] * 4, scans[0] * 8 / 10, scans[0] * 12 / 10);
+        /* Those that rest, or are gone, leave theirs to the others. */
+        struct world *w = start(N, 1600);
+
+        set(w, TUNABLE_pass_millisecs, 20);
+        set(w, TUNABLE_smart_scan, 0);
+        core_set_processors(w->core, 1);
+        (void) scans_while_rewritten(w, N, &content);
+        for (unsigned i = 2; i < N; i++)
+                world_exit(w, i);
+        core_client_park(w->core, w->processes[1].client, true);
+        alone = scans_while_rewritten(w, 1, &content);
+        assert_in_range(alone, scans[0] / N * 9 / 10, scans[0] / N * 11 / 10);
+        core_client_park(w->core, w->processes[1].client, false);
+        world_run(w, 5 * SECOND);
+        alone = scans_while_rewritten(w, 1, &content);
+        assert_in_range(alone, scans[0] / N, UINT64_MAX); /* and the one that is quiet passes as it likes */
+        finish(w);
+}
+
 /* What has settled waits, too. */
 static void test_rest_reads_nothing(void **state) {
         struct world *w = start(1, 640);
@@ -410,6 +463,7 @@ int main(void) {
                 cmocka_unit_test(test_fast),
                 cmocka_unit_test(test_shorter_pause),
                 cmocka_unit_test(test_rest),
+                cmocka_unit_test(test_processors_are_shared),
                 cmocka_unit_test(test_rest_reads_nothing),
                 cmocka_unit_test(test_rest_at_any_time),
                 cmocka_unit_test(test_has_work),
