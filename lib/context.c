@@ -113,9 +113,9 @@ int context_copy(const struct context *c, uint64_t dst, uint64_t src, uint64_t l
         return (int) r;
 }
 
+/* Not write-protected: a store to a merged page makes a private one in its place, which a scan tells from the segment's. */
 int context_continue(const struct context *c, uint64_t start, uint64_t end, uint64_t *ret_end) {
-        struct uffdio_continue x = { .range = { start, end - start },
-                                     .mode = UFFDIO_CONTINUE_MODE_WP | UFFDIO_CONTINUE_MODE_DONTWAKE };
+        struct uffdio_continue x = { .range = { start, end - start }, .mode = UFFDIO_CONTINUE_MODE_DONTWAKE };
         long r = sys_ioctl_as(FAULT_uffd_fill, c->fd, UFFDIO_CONTINUE, &x);
         *ret_end = x.mapped > 0 ? start + (uint64_t) x.mapped : start;
         return (int) r;

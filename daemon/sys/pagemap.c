@@ -12,7 +12,7 @@
 static int scan(int pagemap_fd, uint64_t page, uint64_t n_pages, bool written, struct page_region *regions,
                 size_t max_regions, size_t *ret_n_regions, uint64_t *ret_end_page) {
         /* PRESENT stays in the mask: without it a marker would be installed for every hole. */
-        const uint64_t mask = PAGE_IS_PRESENT | PAGE_IS_WPALLOWED | (written ? PAGE_IS_WRITTEN : 0);
+        const uint64_t mask = PAGE_IS_PRESENT | PAGE_IS_WPALLOWED | (written ? PAGE_IS_WRITTEN | PAGE_IS_FILE : 0);
         struct pm_scan_arg arg = {
                 .size = sizeof(arg),
                 .flags = written ? PM_SCAN_WP_MATCHING : 0,
@@ -21,6 +21,7 @@ static int scan(int pagemap_fd, uint64_t page, uint64_t n_pages, bool written, s
                 .vec = (uint64_t) (uintptr_t) regions,
                 .vec_len = max_regions,
                 .max_pages = PAGEMAP_PAGES_MAX,
+                .category_inverted = written ? PAGE_IS_FILE : 0,
                 .category_mask = mask,
                 .return_mask = PAGE_IS_WRITTEN | PAGE_IS_FILE | PAGE_IS_PFNZERO | PAGE_IS_HUGE,
         };

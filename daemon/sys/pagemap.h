@@ -12,7 +12,8 @@
 
 /* Reports runs of pages in [page, page + n_pages), ascending, at most max_regions of them with PAGEMAP_PAGES_MAX pages, and in
  * *ret_end_page the first page not looked at: call again from there. Holes cost nothing, nor do addresses that no process has.
- *  written = true:  pages written since the last such call, which are write-protected again
+ *  written = true:  pages written since the last such call, which are write-protected again. Not those of a file: what maps a segment is never
+ *                   protected, and nobody has written it, as the first store makes a private page of it
  *  written = false: all present pages; nothing is changed
  * Both look only at memory registered for asynchronous write tracking.
  *

@@ -25,13 +25,23 @@ struct merged {
         void *run;
 };
 
-static struct merged map_merged(size_t n_pages, uint64_t seed) {
+static struct merged map_as(size_t n_pages, uint64_t seed, uint64_t continue_mode) {
         struct merged m = { .context = uffd_open(SHARED_FEATURES), .segment = segment_open(n_pages, seed) };
 
         m.run = map_segment(NULL, n_pages, m.segment, 0);
         CHECK_EQ(uffd_register(m.context, m.run, n_pages, SHARED_MODE), 0);
-        CHECK_EQ(uffd_continue(m.context, m.run, n_pages, UFFDIO_CONTINUE_MODE_WP), 0);
+        CHECK_EQ(uffd_continue(m.context, m.run, n_pages, continue_mode), 0);
         return m;
+}
+
+/* Write-protected by userfaultfd, too. */
+static struct merged map_merged(size_t n_pages, uint64_t seed) {
+        return map_as(n_pages, seed, UFFDIO_CONTINUE_MODE_WP);
+}
+
+/* As the agent does it. */
+static struct merged map_unprotected(size_t n_pages, uint64_t seed) {
+        return map_as(n_pages, seed, 0);
 }
 
 static long minor_faults(void) {
@@ -93,6 +103,50 @@ static void write_to_a_merged_page_is_a_copy_that_shows_written_and_not_file(voi
         CHECK_EQ(scan_written(m.run, 2), 1);
         CHECK_EQ(scan_written(m.run, 2), 0); /* the copy is tracked like any page */
         CHECK(page_holds(m.run, 99));
+}
+
+/* What is of no file, and was written; as daemon/sys/pagemap.c asks. Protected by that. */
+static int scan_private_written(void *at, size_t n_pages) {
+        _cleanup_close_ int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+        struct page_region region[2];
+        struct pm_scan_arg arg = {
+                .size = sizeof(arg), .flags = PM_SCAN_WP_MATCHING, .start = (uintptr_t) at,
+                .end = (uintptr_t) page_at(at, n_pages), .vec = (uintptr_t) region, .vec_len = ARRAY_SIZE(region),
+                .category_inverted = PAGE_IS_FILE,
+                .category_mask = PAGE_IS_FILE | PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_WPALLOWED,
+                .return_mask = PAGE_IS_FILE | PAGE_IS_PFNZERO,
+        };
+        int n;
+
+        CHECK(fd >= 0);
+        n = ioctl(fd, PAGEMAP_SCAN, &arg);
+        CHECK(n >= 0);
+        return n == 0 ? 0 : (int) ((region[0].end - region[0].start) / KSM_PAGE_SIZE) + 1000 * (n - 1);
+}
+
+static void merged_pages_need_no_protection_to_be_told_from_written_ones(void) {
+        struct merged m = map_unprotected(4, 30);
+
+        CHECK_EQ(count_pages(m.run, 4, PAGE_IS_PRESENT | PAGE_IS_FILE | PAGE_IS_WPALLOWED), 4);
+        CHECK_EQ(scan_private_written(m.run, 4), 0);
+        page_fill(page_at(m.run, 2), 99);
+        CHECK_EQ(scan_private_written(m.run, 4), 1);
+        CHECK_EQ(scan_private_written(m.run, 4), 0); /* the copy is tracked like any page */
+        page_fill(page_at(m.run, 2), 98);
+        CHECK_EQ(scan_private_written(m.run, 4), 1);
+        CHECK_EQ(count_pages(m.run, 4, PAGE_IS_WRITTEN | PAGE_IS_FILE), 3); /* and the others as before */
+        CHECK(segment_holds(m.segment, 2, 32));
+        CHECK(page_holds(page_at(m.run, 2), 98));
+}
+
+static void zap_of_an_unprotected_merged_page_leaves_an_empty_entry(void) {
+        struct merged m = map_unprotected(2, 31);
+
+        remove_page(&m, m.run);
+        CHECK(!page_has_wp_bit(m.run));
+        CHECK_EQ(uffd_zeropage(m.context, m.run, 1), 0);
+        CHECK(page_is_zero(m.run));
+        CHECK(page_holds(page_at(m.run, 1), 32));
 }
 
 /* -- what fuses: runs are VMAs, and VMAs are what a process has few of --------------------------------------------- */
@@ -467,6 +521,22 @@ static void guards_never_get_into_a_protected_merged_run(void) {
         }
 }
 
+static void guards_get_into_an_unprotected_merged_run(void) {
+        struct merged m = map_unprotected(1, 97);
+        struct itimerval timer = { .it_value = { .tv_usec = ENDLESS_USEC } };
+        void *plain = map_filled(1, 1);
+
+        if (madvise(plain, KSM_PAGE_SIZE, MADV_GUARD_INSTALL) != 0)
+                fact_skip("no MADV_GUARD_INSTALL");
+        CHECK(signal(SIGPROF, on_endless) != SIG_ERR);
+        CHECK_EQ(sigsetjmp(endless, 1), 0);
+        CHECK(setitimer(ITIMER_PROF, &timer, NULL) == 0);
+        int r = madvise(m.run, KSM_PAGE_SIZE, MADV_GUARD_INSTALL);
+        CHECK(r == 0 || errno == EINVAL); /* before 6.15: not in file mappings */
+        if (r == 0)
+                CHECK_EQ(page_categories(m.run) & PAGE_IS_FILE, 0);
+}
+
 static void segment_outlives_its_fd_through_mappings(void) {
         struct merged m = map_merged(1, 95);
 
@@ -476,6 +546,8 @@ static void segment_outlives_its_fd_through_mappings(void) {
 
 FACTS(FACT(continue_populates_and_protects_so_that_reads_do_not_fault),
       FACT(write_to_a_merged_page_is_a_copy_that_shows_written_and_not_file),
+      FACT(merged_pages_need_no_protection_to_be_told_from_written_ones),
+      FACT(zap_of_an_unprotected_merged_page_leaves_an_empty_entry),
       FACT(single_merges_fuse_when_placed_before_they_are_populated),
       FACT(runs_populated_before_they_are_placed_never_fuse),
       FACT(runs_populated_apart_by_continue_never_fuse),
@@ -495,4 +567,5 @@ FACTS(FACT(continue_populates_and_protects_so_that_reads_do_not_fault),
       FACT(child_keeps_merged_pages_and_copies_them_on_write),
       FACT(populate_in_minor_mode_waits_for_the_reader_of_the_context),
       FACT(guards_never_get_into_a_protected_merged_run),
+      FACT(guards_get_into_an_unprotected_merged_run),
       FACT(segment_outlives_its_fd_through_mappings))

@@ -125,8 +125,8 @@ TOOLS_FAULTS = [
           "        if (r != -EFAULT || end <= USER_END_PAGE)\n                return r;\n", "        if (r < 0 || end <= USER_END_PAGE)\n                return r;\n",
           ("client_memory",)),
     Fault("pass-marks-holes", "5.2", "scanning installs a marker for each hole", "daemon/sys/pagemap.c",
-          "        const uint64_t mask = PAGE_IS_PRESENT | PAGE_IS_WPALLOWED | (written ? PAGE_IS_WRITTEN : 0);",
-          "        const uint64_t mask = PAGE_IS_WPALLOWED | (written ? PAGE_IS_WRITTEN : PAGE_IS_PRESENT);", ("sparse", "sharing")),
+          "        const uint64_t mask = PAGE_IS_PRESENT | PAGE_IS_WPALLOWED | (written ? PAGE_IS_WRITTEN | PAGE_IS_FILE : 0);",
+          "        const uint64_t mask = PAGE_IS_WPALLOWED | (written ? PAGE_IS_WRITTEN | PAGE_IS_FILE : PAGE_IS_PRESENT);", ("sparse", "sharing")),
 
     # -- ksmctl ------------------------------------------------------------------------------------------------------------------------
     Fault("set-by-halves", "ctl", "a mistake late in a line is found after its beginning was sent", "ctl/verb_set.c",
