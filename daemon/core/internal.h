@@ -230,7 +230,8 @@ void scan_was_read(struct core *c, struct client *cl, uint32_t block, uint64_t n
 
 /* pace.c */
 uint64_t pace_usec(const struct core *c, int64_t ms); /* of a pass or settle time, as the pace has it */
-void pace_rewrites(struct core *c, struct client *cl, uint64_t n_rewritten); /* when a pass has found so many; sets spare_usec */
+void pace_rewrites(struct core *c, struct client *cl, uint64_t n_rewritten); /* a pass has found so many */
+uint64_t pace_spare_usec(const struct core *c, const struct client *cl); /* no pass so soon after the last one's beginning */
 void pace_news(struct core *c);                       /* something is there that no full scan has covered */
 void pace_page_read(struct core *c, bool has_equal);
 void pace_scan_ends(struct core *c);

@@ -28,16 +28,20 @@ void pace_news(struct core *c) {
         c->scans_to_do = MAX(c->scans_to_do, n_scans);
 }
 
-/* With more processes that write than processors each of them gets a part of one, and of its time the faults would be as much more. A
- * process that would delay its passes beyond the period counts as one, others as the part of the period. */
 void pace_rewrites(struct core *c, struct client *cl, uint64_t n_rewritten) {
-        uint64_t usec = MIN(n_rewritten * REWRITE_USEC, REWRITES_MAX_USEC), period = usec_of_ms(c->tunables.pass_millisecs), busy;
-
+        cl->spare_usec = MIN(n_rewritten * REWRITE_USEC, REWRITES_MAX_USEC);
         c->rewrites_usec -= cl->rewrites_usec;
-        cl->rewrites_usec = MIN(usec, period);
+        cl->rewrites_usec = MIN(cl->spare_usec, usec_of_ms(c->tunables.pass_millisecs));
         c->rewrites_usec += cl->rewrites_usec;
-        busy = c->n_processors ? c->rewrites_usec / c->n_processors : 0;
-        cl->spare_usec = busy > period ? MIN(usec * busy / period, REWRITES_MAX_USEC) : usec;
+}
+
+/* With more processes that write than processors each of them gets a part of one, and of its time the faults would be as much more. A
+ * process that would delay its passes beyond the period counts as one, others as the part of the period. What others do is asked when
+ * the pass is due: they may have begun to write since. */
+uint64_t pace_spare_usec(const struct core *c, const struct client *cl) {
+        uint64_t period = usec_of_ms(c->tunables.pass_millisecs), busy = c->n_processors ? c->rewrites_usec / c->n_processors : 0;
+
+        return busy > period ? MIN(cl->spare_usec * busy / period, REWRITES_MAX_USEC) : cl->spare_usec;
 }
 
 void core_set_processors(struct core *c, unsigned n) {

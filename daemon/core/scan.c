@@ -274,7 +274,7 @@ static uint64_t period_usec(const struct core *c, const struct client *cl) {
 static uint64_t pass_due_usec(const struct core *c, const struct client *cl) {
         if (cl->pass_usec == 0)
                 return 0;
-        return cl->pass_usec + MAX(cl->spare_usec, period_usec(c, cl));
+        return cl->pass_usec + MAX(pace_spare_usec(c, cl), period_usec(c, cl));
 }
 
 void scan_hurry(struct core *c, struct client *cl) {

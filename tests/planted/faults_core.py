@@ -334,7 +334,7 @@ CORE_FAULTS = [Fault(name, breaks, text, f"daemon/core/{file}", old, new, BOOKS 
     ("all-is-news", "issue 5", "a process of which a few pages were written is looked at again soon", "scan.c",
      "cl->n_new > states_tracked(cl->states) / NEWS_DIVISOR)", "cl->n_new + cl->n_rewritten > 0)", ()),
     ("rewrites-per-process", "5.2", "a process that writes has a processor, whatever others do", "pace.c",
-     "busy > period ? MIN(usec * busy / period, REWRITES_MAX_USEC) : usec;", "usec;", ()),
+     "busy > period ? MIN(cl->spare_usec * busy / period, REWRITES_MAX_USEC) : cl->spare_usec;", "cl->spare_usec;", ()),
     ("rewrites-of-the-dead", "5.2", "what a process wrote that is gone delays the passes of others", "scan.c",
      "        pace_rewrites(c, cl, 0);\n", "", ()),
     ("rewrites-added-up", "5.2", "what a process wrote counts again with each pass", "pace.c",
