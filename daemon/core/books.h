@@ -257,10 +257,10 @@ struct client {
 
         uint32_t pass;
         uint64_t pass_usec, last_pass_usec; /* start of the running one and of the last complete one; 0 none */
-        uint64_t spare_usec; /* no pass so soon after pass_usec, for the sake of the process, had it a processor */
-        uint64_t rewrites_usec; /* its part of core.rewrites_usec */
+        uint32_t spare_usec;    /* no pass so soon after pass_usec, for the sake of the process, had it a processor */
+        uint32_t rewrites_usec; /* its part of core.rewrites_usec */
         uint64_t cursor, window_pages;
-        uint64_t n_rewritten, n_new; /* pages that the pass found written: known ones, others */
+        uint32_t n_rewritten, n_new; /* pages that the pass found written: known ones, others */
         unsigned n_soon;             /* much was new: so many of the next passes come soon */
         struct skip_list skips[2]; /* [pass & 1] is read, the other is built */
         uint8_t look;

@@ -29,9 +29,9 @@ void pace_news(struct core *c) {
 }
 
 void pace_rewrites(struct core *c, struct client *cl, uint64_t n_rewritten) {
-        cl->spare_usec = MIN(n_rewritten * REWRITE_USEC, REWRITES_MAX_USEC);
+        cl->spare_usec = (uint32_t) MIN(n_rewritten * REWRITE_USEC, REWRITES_MAX_USEC);
         c->rewrites_usec -= cl->rewrites_usec;
-        cl->rewrites_usec = MIN(cl->spare_usec, usec_of_ms(c->tunables.pass_millisecs));
+        cl->rewrites_usec = (uint32_t) MIN((uint64_t) cl->spare_usec, usec_of_ms(c->tunables.pass_millisecs));
         c->rewrites_usec += cl->rewrites_usec;
 }
 
