@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "common/fault.h"
+#include "daemon/sys/pagemap.h"
 #include "lib/agent.h"
 #include "lib/agent_start.h"
 #include "lib/book.h"
@@ -144,6 +145,22 @@ static void fork_and_sum(uint8_t *b) {
 static void *write_all(void *b) {
         memset(b, 1, BLOCK_BYTES);
         return NULL;
+}
+
+/* Private pages of a merged run that a scan has write-protected since: a discard leaves markers, which are no empty entries. */
+static void test_discard_of_protected_pages(void **state) {
+        uint8_t *b = merged_block();
+        struct page_region regions[PAGES];
+        uint64_t end;
+        size_t n;
+        pthread_t t;
+        run(write_all, b);
+        assert_int_equal(pagemap_scan(A.pagemap_fd, (uint64_t) b >> KSM_PAGE_SHIFT, PAGES, true, regions, PAGES, &n, &end), 0);
+        assert_int_equal(n, 1);
+        run(discard, b);
+        pthread_create(&t, NULL, touch, b);
+        assert_int_equal((uint64_t) join_draining(t), 0);
+        drop(b);
 }
 
 /* The same pages discarded, forked, written, discarded and forked again. They have their zeros before the fork: the child is spared. */
@@ -417,6 +434,7 @@ int main(void) {
                 cmocka_unit_test(test_restore_of_empty_entries),
                 cmocka_unit_test(test_merged_again),
                 cmocka_unit_test(test_restore_after_refused_free),
+                cmocka_unit_test(test_discard_of_protected_pages),
                 cmocka_unit_test(test_fork_after_second_discard),
                 cmocka_unit_test(test_fork_waits_for_the_books),
                 cmocka_unit_test(test_fork_before_the_book),
