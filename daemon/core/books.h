@@ -258,7 +258,7 @@ struct client {
         uint32_t pass;
         uint64_t pass_usec, last_pass_usec; /* start of the running one and of the last complete one; 0 none */
         uint32_t spare_usec;    /* no pass so soon after pass_usec, for the sake of the process, had it a processor */
-        uint32_t rewrites_usec; /* its part of core.rewrites_usec */
+        uint32_t rewrite_share; /* its part of core.rewrite_shares */
         uint64_t cursor, window_pages;
         uint32_t n_rewritten, n_new; /* pages that the pass found written: known ones, others */
         unsigned n_soon;             /* much was new: so many of the next passes come soon */
@@ -372,7 +372,7 @@ struct core {
         uint32_t node_round; /* counts reasons to look where all pages are: the kernel has migrated some, or merge_across_nodes changed */
         uint64_t slots_misplaced;
         unsigned n_processors; /* that the processes share; 0: each has its own */
-        uint64_t rewrites_usec; /* see pace_rewrites */
+        uint64_t rewrite_shares; /* of all clients: pace_spare_usec */
         uint32_t scans_to_do;        /* full scans until what is new has been covered */
         uint32_t n_read, n_promising; /* pages read in this one; of them with an equal, or zero */
         /* Clients that passes walk, and those of them whose part of the full scan is done. */

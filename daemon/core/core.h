@@ -124,7 +124,7 @@ struct core_scan {
                 uint64_t page, n_pages;
         } gaps[CORE_SCAN_GAPS];
         uint32_t max_runs;      /* stop after this many result runs and report where */
-        bool rewrite_protect;   /* true: runs WRITTEN|PRESENT|WPALLOWED and write-protect them again;
+        bool rewrite_protect;   /* true: runs WRITTEN|PRESENT|WPALLOWED of no file, and write-protect them again;
                                    false: plain look, all PRESENT|WPALLOWED pages, nothing changed */
         bool wants_nodes;       /* a run's pages are on one node */
 };

@@ -15,7 +15,8 @@
 /* The first store to a page after a pass has write-protected it again costs its process a fault of 0.7 us. All of these together may
  * take 1 % of the processors' time: for each such store a pass comes so much later, as long as every process has a processor. */
 #define REWRITE_USEC 70
-#define REWRITES_MAX_USEC (64 * UINT64_C(1000000))
+#define REWRITES_MAX_USEC (64 * UINT64_C(1000000)) /* what has become quiet is found within a minute, as hot blocks are by default */
+#define WHOLE_SHARE 1000
 
 uint64_t pace_usec(const struct core *c, int64_t ms) {
         return c->pace == CORE_PACE_FAST ? usec_of_ms(ms) / FAST_DIVISOR : usec_of_ms(ms);
@@ -30,18 +31,18 @@ void pace_news(struct core *c) {
 
 void pace_rewrites(struct core *c, struct client *cl, uint64_t n_rewritten) {
         cl->spare_usec = (uint32_t) MIN(n_rewritten * REWRITE_USEC, REWRITES_MAX_USEC);
-        c->rewrites_usec -= cl->rewrites_usec;
-        cl->rewrites_usec = (uint32_t) MIN((uint64_t) cl->spare_usec, usec_of_ms(c->tunables.pass_millisecs));
-        c->rewrites_usec += cl->rewrites_usec;
+        c->rewrite_shares -= cl->rewrite_share;
+        cl->rewrite_share = (uint32_t) MIN(cl->spare_usec / (uint64_t) c->tunables.pass_millisecs, (uint64_t) WHOLE_SHARE);
+        c->rewrite_shares += cl->rewrite_share;
 }
 
 /* With more processes that write than processors each of them gets a part of one, and of its time the faults would be as much more. A
- * process that would delay its passes beyond the period counts as one, others as the part of the period. What others do is asked when
- * the pass is due: they may have begun to write since. */
+ * process that would delay its passes beyond the period counts as one, others as the part of the period (in thousandths: microseconds by
+ * milliseconds). What others do is asked when the pass is due: they may have begun to write since. */
 uint64_t pace_spare_usec(const struct core *c, const struct client *cl) {
-        uint64_t period = usec_of_ms(c->tunables.pass_millisecs), busy = c->n_processors ? c->rewrites_usec / c->n_processors : 0;
+        uint64_t share = c->n_processors ? c->rewrite_shares / c->n_processors : 0;
 
-        return busy > period ? MIN(cl->spare_usec * busy / period, REWRITES_MAX_USEC) : cl->spare_usec;
+        return share > WHOLE_SHARE ? MIN(cl->spare_usec * share / WHOLE_SHARE, REWRITES_MAX_USEC) : cl->spare_usec;
 }
 
 void core_set_processors(struct core *c, unsigned n) {

@@ -303,6 +303,25 @@ static void test_processors_are_shared(void **state) {
         finish(w);
 }
 
+/* What was reckoned at a longer period does not count for many times as much at a shorter one. */
+static void test_rewrites_at_another_period(void **state) {
+        struct world *w = start(1, 1600);
+        uint32_t content = 1;
+        uint64_t before;
+
+        set(w, TUNABLE_smart_scan, 0);
+        core_set_processors(w->core, 1);
+        (void) scans_while_rewritten(w, 1, &content);
+        set(w, TUNABLE_pass_millisecs, 10);
+        before = w->n_scans;
+        for (unsigned t = 0; t < 35; t++, content += 1600) {
+                fill(w, 0, 0, 1600, content);
+                world_run(w, SECOND / 50);
+        }
+        assert_in_range(w->n_scans - before, 5, 8); /* every 112 ms, as if it had been so always */
+        finish(w);
+}
+
 /* What has settled waits, too. */
 static void test_rest_reads_nothing(void **state) {
         struct world *w = start(1, 640);
@@ -464,6 +483,7 @@ int main(void) {
                 cmocka_unit_test(test_shorter_pause),
                 cmocka_unit_test(test_rest),
                 cmocka_unit_test(test_processors_are_shared),
+                cmocka_unit_test(test_rewrites_at_another_period),
                 cmocka_unit_test(test_rest_reads_nothing),
                 cmocka_unit_test(test_rest_at_any_time),
                 cmocka_unit_test(test_has_work),
