@@ -57,7 +57,7 @@ static void page_merged(struct answer *a, unsigned i) {
                 page_set(c, a->block, i, record(PAGE_FOREIGN, 0, 0)); /* no memory: it is merged, but nobody counts it */
                 extent_leave(c, a->block, i);
         } else if (slot_at(client_domain(c, a->cl), (uint32_t) record_payload(r))->is_misplaced) {
-                node_look_failed(c, a->cl); /* it came too late for the look that found that out */
+                node_look_failed(c, a->cl); /* a look finds no page that is away in a transition */
         }
         c->counters.merges++;
         a->n_done++;

@@ -115,7 +115,7 @@ static bool is_off_its_node(struct core *c, const struct client *cl, uint32_t sl
 
         if (nid == 0 || segment_is_misbound(c, s) || s->events & SEGMENT_CLEANING) /* clean.c has it */
                 return false;
-        if (is_misplaced && !slot_at(d, slot)->is_misplaced && cl->node_round == c->node_round)
+        if (is_misplaced && !slot_at(d, slot)->is_misplaced)
                 c->node_round++; /* others may have come to share it since their look */
         slot_placed(c, d, slot, is_misplaced);
         return is_misplaced;

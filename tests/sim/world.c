@@ -242,6 +242,16 @@ static const struct core_scan_gap *gap_of(const struct world *w, const struct co
         return NULL;
 }
 
+/* The transition under way has moved it out, so that nothing is there. */
+static bool is_away(const struct world *w, uint32_t client, uint64_t page) {
+        const struct core_apply *a = w->under_way;
+
+        for (uint32_t k = 0; a && a->client == client && k < a->n_extents; k++)
+                if (page >= a->extents[k].page && page < a->extents[k].page + a->extents[k].n_pages)
+                        return true;
+        return false;
+}
+
 static void answer_scan(struct world *w, const struct core_scan *s) {
         struct sim_process *p = process_of(w, s->client);
         struct core_run *runs;
@@ -277,7 +287,7 @@ static void answer_scan(struct world *w, const struct core_scan *s) {
                         page += gap->n_pages - 1;
                         continue;
                 }
-                if (q->kind == KIND_HOLE || (s->rewrite_protect && !q->is_written))
+                if (q->kind == KIND_HOLE || (s->rewrite_protect && !q->is_written) || is_away(w, s->client, page))
                         continue;
                 if (n > 0 && runs[n - 1].page + runs[n - 1].n_pages == page && runs[n - 1].categories == cat && runs[n - 1].node == node) {
                         runs[n - 1].n_pages++;

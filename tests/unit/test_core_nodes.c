@@ -306,6 +306,60 @@ static void test_interleaved(void **state) {
         rest(w);
         assert_counts(w, PAGES, PAGES);
         assert_true(world_counters(w).segments == 3);
+        assert_int_equal(world_counters(w).dead_bytes, 0); /* nothing was copied to a node that it is not on */
+        finish(w);
+}
+
+/* Who comes to share a page that was migrated, after a look of its own and before the first look of those who had it, is looked at once
+ * more. */
+static void test_shared_between_looks(void **state) {
+        struct world *w = start(false, 2, 0);
+        uint32_t i = process(w, 0, 1000);
+
+        rest(w);
+        for (uint32_t k = 0; k < 2; k++)
+                core_client_park(w->core, w->processes[k].client, true);
+        world_migrate(w, 0, 0, PAGES, 1);
+        rest(w);
+        for (uint32_t k = 0; k < PAGES; k++)
+                world_write(w, i, k, 1 + k);
+        rest(w);
+        assert_int_equal(world_merged(w, i), PAGES); /* with what nobody knows to be elsewhere */
+        assert_int_equal(world_counters(w).slots_misplaced, 0);
+        for (uint32_t k = 0; k < 2; k++)
+                core_client_park(w->core, w->processes[k].client, false);
+        rest(w);
+        assert_counts(w, PAGES, 2 * PAGES);
+        for (uint32_t k = 0; k < 3; k++)
+                assert_merged_on(w, k, 1);
+        finish(w);
+}
+
+/* All processes are looked at, while one of them is being merged into what they have. */
+static void migrate_and_look(struct world *w) {
+        world_migrate(w, 0, 5, 1, 1);
+        core_pages_migrated(w->core);
+        w->has_migrated = false;
+        for (unsigned k = 0; k < 40; k++) {
+                world_scan(w);
+                (void) core_tick(w->core, w->now_usec); /* what a look leads to */
+        }
+        assert_int_equal(world_counters(w).slots_misplaced, 1);
+}
+
+static void test_merged_after_the_look(void **state) {
+        struct world *w = start(false, 2, 0);
+        uint32_t i = world_process(w, w->domains[0].id, 0, PAGES);
+
+        world_write(w, i, 5, 1 + 5);
+        w->meanwhile = migrate_and_look;
+        w->meanwhile_of = MEANWHILE_APPLIED;
+        rest(w);
+        assert_null(w->meanwhile);
+        rest(w);
+        assert_counts(w, PAGES, PAGES + 1);
+        assert_int_equal(world_merged(w, i), 1);
+        assert_int_equal(world_node(w, &w->processes[i].pages[5]), 1);
         finish(w);
 }
 
@@ -393,6 +447,8 @@ int main(void) {
                 cmocka_unit_test(test_migrated_back),
                 cmocka_unit_test(test_runs_do_not_cross),
                 cmocka_unit_test(test_interleaved),
+                cmocka_unit_test(test_shared_between_looks),
+                cmocka_unit_test(test_merged_after_the_look),
                 cmocka_unit_test(test_look_fails),
                 cmocka_unit_test(test_full_node),
                 cmocka_unit_test(test_unknown_nodes),

@@ -209,6 +209,42 @@ static struct world *memset_memory(uint32_t n_processes, uint32_t n_pages, uint3
 }
 
 /* All of it is shared, by at most one copy for 32 pages, in mappings of whole strips; be the cap small or large. */
+/* Pages z a b w in five processes and a b alone in one, x a b v in six others, and so two dups of a and of b, side by side. What is kept
+ * of them, by first page and number: z a in one, b w in four; x a in four, b v in one. So the run of a and b alone has a fuller dup of a
+ * elsewhere (4 to 2), and from there the first dup of b is fuller (5 to 2, the run with it). Nothing else can move: what is beside it is
+ * in one row only. */
+static void test_rows_do_not_exchange_their_sharers(void **state) {
+        enum { A = 1, B = 2, PAGES = 4, ROW = 6, PAIR = ROW - 1 };
+        static const struct {
+                uint8_t first, n;
+        } kept[2 * ROW] = { { 0, 2 }, { B, 2 }, { B, 2 }, { B, 2 }, { B, 2 }, { A, 2 }, { 0, 2 }, { 0, 2 }, { 0, 2 }, { 0, 2 }, { B, 2 }, { 0, 0 } };
+        struct world *w = start(2 * ROW, PAGES, ROW);
+        uint64_t applies;
+
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_stable_node_chains_prune_millisecs, 1000000, w->now_usec), 0);
+        for (uint32_t i = 0; i < 2 * ROW; i++) {
+                for (uint32_t k = 0; k < PAGES; k++)
+                        world_write(w, i, k, k == A || k == B ? k : 10 + k + (i == PAIR ? 200 : i / ROW * 100));
+                if (i % ROW >= PAIR - 1)
+                        world_run(w, 20 * SECOND); /* each row by itself, and the pair when its row is there */
+        }
+        assert_int_equal(world_counters(w).pages_shared, 2 * PAGES);
+        assert_int_equal(world_counters(w).stable_node_dups, 4);
+        for (uint32_t i = 0; i < 2 * ROW; i++)
+                for (uint32_t k = 0; k < PAGES; k++)
+                        if (i != PAIR && (k < kept[i].first || k >= (uint32_t) kept[i].first + kept[i].n))
+                                world_write(w, i, k, 1000 + i * PAGES + k);
+        world_run(w, 20 * SECOND);
+        set_cap(w, 256);
+        assert_int_equal(core_tunable_set(w->core, TUNABLE_stable_node_chains_prune_millisecs, 1000, w->now_usec), 0);
+        world_run(w, 20 * SECOND);
+        applies = w->n_applies;
+        world_run(w, 100 * SECOND);
+        assert_int_equal(w->n_applies, applies);
+        assert_int_equal(world_counters(w).stable_node_dups, 4);
+        finish(w);
+}
+
 static void test_strips(void **state) {
         static const int64_t caps[] = { 64, 256, 1000, 100000 };
         enum { PAGES = 16384, BUDGET = 1500 };
@@ -380,6 +416,7 @@ int main(void) {
                 cmocka_unit_test(test_extents_of_a_run_move),
                 cmocka_unit_test(test_pieces_of_a_mapping_stay),
                 cmocka_unit_test(test_surplus_maps_no_more),
+                cmocka_unit_test(test_rows_do_not_exchange_their_sharers),
                 cmocka_unit_test(test_strips),
                 cmocka_unit_test(test_a_strip_has_sharers),
                 cmocka_unit_test(test_no_strips_without_need),
