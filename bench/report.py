@@ -132,7 +132,10 @@ def taken(result):
             + f"; {machine['cpus']} CPUs ({machine['cpu']}), {machine['memory_gib']:g} GiB, Linux {machine['kernel']}; {result['begun']}, "
             f"commit {result['commit']}.")
     if results.is_busy(result):
-        text += f" **The machine was busy with other things** (load {min(result['load']):g} to {max(result['load']):g} when rounds began)."
+        text += " **The machine was busy with other things**"
+        if result.get("others"):
+            text += f" ({100 * min(result['others']):.0f} to {100 * max(result['others']):.0f} % of the processors' time in a round)"
+        text += "."
     return text
 
 

@@ -9,7 +9,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DIRECTORY = ROOT / "bench/results"
 DIGITS = 6
-# Above this load (of waiting and running tasks, per CPU) the machine did something else beside the measurement.
+# Above this share of the processors' time the machine did something else beside the measurement.
+BUSY_SHARE = 0.1
 BUSY_LOAD = 0.75
 
 
@@ -28,7 +29,7 @@ def commit():
 
 def begin(row, plan):
     return {"name": row.name, "plan": dataclasses.asdict(plan), "machine": machine(), "commit": commit(),
-            "begun": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "settings": {}, "load": [], "unit_costs": [], "curves": {}, "rounds": []}
+            "begun": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), "settings": {}, "others": [], "unit_costs": [], "curves": {}, "rounds": []}
 
 
 def rounded(figures):
@@ -68,5 +69,8 @@ def same_plan(result, plan):
 
 
 def is_busy(result):
-    """Whether something else ran: the load before a round's first process."""
-    return any(one > BUSY_LOAD * result["machine"]["cpus"] for one in result["load"])
+    """Whether something else ran during a round. Results from before this was measured tell the load before each round (per CPU), which
+    is known to hold the rounds before it."""
+    if "others" not in result:
+        return any(one > BUSY_LOAD * result["machine"]["cpus"] for one in result["load"])
+    return any(one > BUSY_SHARE for one in result["others"])

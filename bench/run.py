@@ -6,7 +6,6 @@ rounds. Every row is a file of bench/results/, rewritten after each round. Kerne
 were this killed outright, the next start puts them back."""
 import argparse
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import report
 import results
 from figures import medians, with_unit
 from sides import KsmSide  # first: it knows where measure is
+from others import Others
 from measure import BUILD, Skip, Wrong
 from profiles import profile_row
 from workloads import ROWS
@@ -64,7 +64,7 @@ def run_row(row, plan, arguments):
     failures = 0
     while len(result["rounds"]) < plan.rounds:
         say(f"{row.name}, round {len(result['rounds']) + 1} of {plan.rounds}: {row.title}")
-        load = os.getloadavg()[0]
+        others = Others()
         try:
             costs = unit_costs()
             figures = run_round(row, plan, result)
@@ -77,7 +77,7 @@ def run_row(row, plan, arguments):
             if failures > 1:
                 return False
             continue
-        result["load"].append(round(load, 2))
+        result["others"].append(round(others.share(), 3))
         result.setdefault("unit_costs", []).append(costs)
         result["rounds"].append(figures)
         results.save(result, arguments.results)

@@ -78,7 +78,7 @@ class Figures(unittest.TestCase):
 class Documents(unittest.TestCase):
     @staticmethod
     def result(name, rounds):
-        return {**results.begin(ROWS[name](), Plan()), "rounds": rounds, "load": [0.1], "settings": {"userksm": "defaults"}}
+        return {**results.begin(ROWS[name](), Plan()), "rounds": rounds, "others": [0.01], "settings": {"userksm": "defaults"}}
 
     def test_met_and_missed_stand_in_the_document(self):
         sides = {"userksm": {"pass_cpu_ms": 10.0, "scans": 20}, "ksm": {"pass_cpu_ms": 600.0}, "ksm smart": {"pass_cpu_ms": 40.0}}

@@ -60,6 +60,11 @@ class NoEngine:
         return {}
 
 
+def ksmd_pid():
+    """Of kernel KSM's thread, or None."""
+    return next((int(p.parent.name) for p in pathlib.Path("/proc").glob("[0-9]*/comm") if p.read_text().strip() == "ksmd"), None)
+
+
 class KernelKsm(NoEngine):
     """Kernel KSM, fast: every page each pass, no sleep to speak of, zero pages merged.
 
@@ -89,8 +94,7 @@ class KernelKsm(NoEngine):
         self.saved = {n: (KSM / n).read_text().strip() for n in ["run", *names]}
         self.lock.write(json.dumps(self.saved))
         self.lock.flush()
-        self.ksmd = next((int(p.parent.name) for p in pathlib.Path("/proc").glob("[0-9]*/comm")
-                          if p.read_text().strip() == "ksmd"), None)
+        self.ksmd = ksmd_pid()
         try:
             for n in names:
                 (KSM / n).write_text(self.SETTINGS[n])
