@@ -73,7 +73,7 @@ static uint64_t next_usec(const struct agent *a, uint64_t now) {
         next = MIN(next, link_next_usec(a));
         next = MIN(next, witness_next_usec(a));
         if (a->merge_any && a->welcomed)
-                next = MIN(next, a->discover_at_usec);
+                next = MIN(next, a->discovery.at_usec);
         if (a->hurry)
                 next = MIN(next, now + POLL_HURRY_USEC);
         if (mailbox_bell_fd() < 0 && a->link_fd >= 0)

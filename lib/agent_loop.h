@@ -33,6 +33,7 @@ int registry_read_special(struct agent *a);
 
 /* discover.c: merge-any */
 void discover_step(struct agent *a, uint64_t now);
+void discover_anew(struct agent *a); /* the next step walks */
 void discover_stop(struct agent *a);
 uint32_t count_vmas(struct agent *a);
 

@@ -6,16 +6,19 @@
 #include <errno.h>
 
 #include "lib/agent_loop.h"
+#include "lib/maplock.h"
 #include "lib/sys.h"
 #include "lib/vma.h"
 
 #define DISCOVER_PERIOD_USEC 1000000U
-/* Also when the size stands still, because mappings may have been exchanged (a large block freed, one of the same size
- * allocated): as often as a walk costs at most this share of the time, but every ten seconds whatever it costs. */
-#define DISCOVER_WALK_COST_FACTOR 200U
+/* A walk asks the kernel for each mapping, 0.4 us each, and merging makes many. So it takes at most this share of the time when the size of the
+ * process has changed; this one when it stands still but calls were made, for they may have exchanged mappings (a large block freed,
+ * one of the same size allocated); and after ten seconds in any case, for what is done without libc. */
+#define DISCOVER_COST_FACTOR 100U
+#define DISCOVER_SAME_SIZE_COST_FACTOR 2000U
 #define DISCOVER_WALK_USEC 10000000U
 /* A walk that finds something new may read smaps: it takes at most this share of the time. */
-#define DISCOVER_COST_FACTOR 20U
+#define DISCOVER_NEW_COST_FACTOR 20U
 
 /* A stack of a thread that libc made for itself (the others are noted by the shim): a guard of one page right below. Others guard
  * memory so too (QEMU the guest's): who asks for it by MADV_MERGEABLE gets it merged. */
@@ -85,23 +88,40 @@ static uint64_t vm_pages(struct agent *a) {
         return n;
 }
 
+/* When the next walk is due, of what is known now. */
+static uint64_t walk_due(const struct agent *a, uint64_t pages, uint64_t calls) {
+        const struct discovery *d = &a->discovery;
+        unsigned factor = pages != d->vm_pages ? DISCOVER_COST_FACTOR : DISCOVER_SAME_SIZE_COST_FACTOR;
+        if (pages == d->vm_pages && calls == d->calls)
+                return d->walked_usec + DISCOVER_WALK_USEC;
+        return d->walked_usec + MIN(d->cost_usec * factor, (uint64_t) DISCOVER_WALK_USEC);
+}
+
 void discover_step(struct agent *a, uint64_t now) {
-        if (!a->merge_any || now < a->discover_at_usec)
+        struct discovery *d = &a->discovery;
+        if (!a->merge_any || now < d->at_usec)
                 return;
-        a->discover_at_usec = now + DISCOVER_PERIOD_USEC;
-        uint64_t pages = vm_pages(a);
-        if (pages == a->last_vm_pages && now < a->walk_at_usec)
+        d->at_usec = now + DISCOVER_PERIOD_USEC;
+        uint64_t pages = vm_pages(a), calls = map_lock_exits();
+        if (d->walked_usec && now < walk_due(a, pages, calls))
                 return;
-        a->last_vm_pages = pages;
         uint32_t n_new = 0;
         a->figures.n_vmas = walk(a, count_new, &n_new);
-        a->walk_at_usec = now + MIN((now_usec() - now) * DISCOVER_WALK_COST_FACTOR, (uint64_t) DISCOVER_WALK_USEC);
+        uint64_t end = now_usec();
+        d->vm_pages = pages;
+        d->calls = calls;
+        d->walked_usec = end;
+        d->cost_usec = end - now;
         if (!n_new)
                 return;
         if (registry_read_special(a) == 0)
                 (void) walk(a, add_new, NULL);
-        uint64_t cost = now_usec() - now;
-        a->discover_at_usec = MAX(a->discover_at_usec, now + cost * DISCOVER_COST_FACTOR);
+        d->at_usec = MAX(d->at_usec, now + (now_usec() - now) * DISCOVER_NEW_COST_FACTOR);
+}
+
+/* What is there is looked at as if for the first time. */
+void discover_anew(struct agent *a) {
+        a->discovery = (struct discovery) { 0 };
 }
 
 void discover_stop(struct agent *a) {

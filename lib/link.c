@@ -120,7 +120,7 @@ static bool on_welcome(struct agent *a, struct channel_message *m) {
         fault_point(FAULT_link_ranges);
         if (((const struct msg_welcome *) m->frame.body)->flags & WELCOME_REPORT)
                 report_begin(a);
-        a->discover_at_usec = 0;
+        a->discovery.at_usec = 0;
         a->stats_at_usec = 0;
         return true;
 }

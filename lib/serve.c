@@ -91,7 +91,7 @@ static int serve(struct agent *a, struct request *r) {
                         discover_stop(a);
                 a->merge_any = r->start;
                 a->flags = agent_control()->flags = r->start ? a->flags | HELLO_MERGE_ANY : a->flags & ~(uint32_t) HELLO_MERGE_ANY;
-                a->discover_at_usec = a->walk_at_usec = 0;
+                discover_anew(a);
                 return 0;
         case REQUEST_SUSPEND:
                 a->suspended = r->start;

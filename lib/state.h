@@ -25,6 +25,13 @@ struct figures {
         uint32_t n_vmas, flags; /* enum agent_flags */
 };
 
+/* lib/discover.c */
+struct discovery {
+        uint64_t at_usec;               /* the next question whether a walk is due */
+        uint64_t walked_usec, cost_usec; /* the last walk's end (0: none yet) and how long it took */
+        uint64_t vm_pages, calls;       /* the process's size and the mapping calls that it had made at that walk */
+};
+
 struct agent {
         /* kernel's view of ourselves */
         int maps_fd, smaps_fd, statm_fd, stat_fd, pagemap_fd, mem_fd;
@@ -67,7 +74,7 @@ struct agent {
 
         /* discovery */
         bool merge_any;
-        uint64_t discover_at_usec, walk_at_usec, last_vm_pages;
+        struct discovery discovery;
 
         uint64_t exits_before_read; /* of brackets, before events were read: see note_discard */
         bool special_known; /* smaps was read, and the shim tells every change of attributes since */

@@ -9,7 +9,7 @@
 #include "lib/sys.h"
 
 #define WATCH_PERIOD_USEC 5000U  /* a move takes at most some 100 us; long enough not to cost */
-#define WATCH_IDLE_PERIODS 200U  /* a second without a move: sleep until the next */
+#define WATCH_IDLE_PERIODS 40U   /* 0.2 s without a move: sleep until the next */
 
 static void watch_break(struct watch *w) {
         for (unsigned i = 0; i < BLOCK_PAGES; i++)

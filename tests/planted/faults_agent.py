@@ -175,6 +175,16 @@ AGENT_FAULTS = [
           "        if (!atomic_load(&w->awake)) {\n                atomic_store(&w->awake, 1);", "        if (false) {\n                atomic_store(&w->awake, 1);", ("hostile",) + LIB),
     Fault("watchdog-idle", "6.1 step 2", "the watchdog looks on", "lib/watch.c", "                        watch_break(w);\n", "                        ;\n", ("hostile",) + LIB),
 
+    # -- discovery (lib/discover.c) ---------------------------------------------------------------------------------------------------
+    Fault("discovery-never-rests", "issue 5", "the mappings of a process at rest are walked as those of one that makes calls", "lib/discover.c",
+          "        if (pages == d->vm_pages && calls == d->calls)\n", "        if (pages == d->vm_pages && calls != d->calls)\n", ("discover",)),
+    Fault("discovery-deaf", "issue 5", "calls that may exchange mappings lead to no walk", "lib/discover.c",
+          "pages == d->vm_pages && calls == d->calls)", "pages == d->vm_pages)", ("discover",)),
+    Fault("discovery-growth-waits", "issue 5", "what a process maps anew waits as if its size had not changed", "lib/discover.c",
+          "pages != d->vm_pages ? DISCOVER_COST_FACTOR :", "pages == d->vm_pages ? DISCOVER_COST_FACTOR :", ("discover",)),
+    Fault("discovery-whatever-it-costs", "issue 5", "a process that makes calls is walked every second, however many mappings it has", "lib/discover.c",
+          "MIN(d->cost_usec * factor,", "MIN(d->cost_usec * factor * 0,", ("discover",)),
+
     # -- segments of the agent (lib/segments.c) -----------------------------------------------------------------------------------------
     Fault("agent-maps-unsealed", "I2", "the agent maps a segment that could be written to", "lib/segments.c",
           "        if (seals < 0 || !((seals & need) == need ||", "        if (seals < 0 && !((seals & need) == need ||", ("process_books",)),
