@@ -106,17 +106,17 @@ void discover_step(struct agent *a, uint64_t now) {
         if (d->walked_usec && now < walk_due(a, pages, calls))
                 return;
         uint32_t n_new = 0;
+        uint64_t begin = now_usec();
         a->figures.n_vmas = walk(a, count_new, &n_new);
-        uint64_t end = now_usec();
         d->vm_pages = pages;
         d->calls = calls;
-        d->walked_usec = end;
-        d->cost_usec = end - now;
+        d->walked_usec = now_usec();
+        d->cost_usec = d->walked_usec - begin;
         if (!n_new)
                 return;
         if (registry_read_special(a) == 0)
                 (void) walk(a, add_new, NULL);
-        d->at_usec = MAX(d->at_usec, now + (now_usec() - now) * DISCOVER_NEW_COST_FACTOR);
+        d->at_usec = MAX(d->at_usec, now + (now_usec() - begin) * DISCOVER_NEW_COST_FACTOR);
 }
 
 /* What is there is looked at as if for the first time. */
