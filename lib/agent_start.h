@@ -24,6 +24,7 @@ struct agent_control {
         uint32_t flags; /* hello_flags of the parent, for a forked child's agent */
         void *stack;
         bool objects_noted;
+        bool made_by_leader; /* the agent's thread, by the process's first */
         _Atomic uint32_t *alive; /* 1 in a page that fork wipes: 0 in a child that no handler told about the fork */
 };
 #define GATE_WORKING 0x80000000U

@@ -59,6 +59,7 @@ static int create_thread(void) {
         if (r == 0) {
                 pthread_sigmask(SIG_SETMASK, &all, &old);
                 agent_making_thread = true;
+                control.made_by_leader = sys_call(SYS_gettid, 0, 0, 0, 0, 0, 0) == sys_call(SYS_getpid, 0, 0, 0, 0, 0, 0);
                 r = fault_call(FAULT_sys_thread) ? EAGAIN : pthread_create(&thread, &attr, agent_main, NULL);
                 agent_making_thread = false;
                 pthread_sigmask(SIG_SETMASK, &old, NULL);

@@ -10,12 +10,14 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "lib/agent_start.h"
 #include "tests/lib/rig.h"
 
 #define BLOCKS 4U /* more runs than one frame holds */
@@ -160,8 +162,8 @@ static void test_nodes(void **state) {
         disconnect();
 }
 
-/* A child whose filter kills for the question, as a service manager's may: it is not asked. */
-static void test_no_nodes_under_a_filter(void **state) {
+/* Under a filter that kills for the question, as a service manager's may be: it is not asked. */
+static void *ask_for_nodes(void *unused) {
         struct sock_filter code[] = {
                 BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
                 BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_move_pages, 0, 1),
@@ -169,17 +171,29 @@ static void test_no_nodes_under_a_filter(void **state) {
                 BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
         };
         const struct sock_fprog program = { ARRAY_SIZE(code), code };
-        int status;
-        pid_t child = fork();
-        assert_true(child >= 0);
-        if (child == 0) {
-                A.witness.seccomp = SECCOMP_UNKNOWN;
-                if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
-                        _exit(99);
-                _exit(nodes_can_be_told(&A));
+        A.witness.seccomp = SECCOMP_UNKNOWN;
+        if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0)
+                _exit(99);
+        _exit(nodes_can_be_told(&A));
+        return unused;
+}
+
+/* Of the whole process, whose first thread made the agent; and of another thread that made the agent, where the first has none. */
+static void test_no_nodes_under_a_filter(void **state) {
+        for (unsigned by_leader = 0; by_leader < 2; by_leader++) {
+                int status;
+                pid_t child = fork();
+                assert_true(child >= 0);
+                if (child == 0) {
+                        pthread_t thread;
+                        agent_control()->made_by_leader = by_leader;
+                        if (by_leader || pthread_create(&thread, NULL, ask_for_nodes, NULL) != 0)
+                                (void) ask_for_nodes(NULL);
+                        (void) pthread_join(thread, NULL);
+                }
+                assert_int_equal(waitpid(child, &status, 0), child);
+                assert_int_equal(status, 0);
         }
-        assert_int_equal(waitpid(child, &status, 0), child);
-        assert_int_equal(status, 0);
 }
 
 /* What lost its tracking (no memory for it) is tracked again for the next daemon. */

@@ -167,6 +167,8 @@ AGENT_FAULTS = [
           "        if (!pressing && now < w->next_usec)\n                return -EAGAIN;\n", "", REMERGE),
     Fault("witness-despite-filter", "I7, 6.3", "a process with a system call filter forks witnesses", "lib/witness.c",
           "        if (witness_filtered(a))\n                return -EPERM;\n", "", ("frozen",) + CALLS + REMERGE),
+    Fault("filter-of-the-leader", "I7, 6.3", "an agent that a thread with a filter made takes the first thread's word", "lib/witness.c",
+          "(agent_control()->made_by_leader && has", "(has", ("link",)),
     Fault("witness-lives-on", "I7, 6.3", "what was asked of a witness long ago is believed for ever", "lib/witness.c",
           "(pressing || now < w->until_usec))", "true)", REMERGE),
 
