@@ -310,8 +310,13 @@ class Arena:
     def calm(self, calm):
         """Forks, discards and merges on demand rest, or go on."""
         self.board.put64(16, calm)
-        if calm:
+        if not calm:
+            return
+        try:
             until(lambda: self.alive() and all(self.each("churn_calm") + self.each("guest_calm")), "all clients are calm")
+        except Failure as e:
+            families = {p for p in processes() for c in self.clients if c.pid in (p, parent_of(p))}
+            raise Failure("\n".join([f"{e}; churn {self.each('churn_calm')}, guest {self.each('guest_calm')}", *(describe(p) for p in families)]))
 
     def linger(self, usec):
         """Forked children live on for so long."""

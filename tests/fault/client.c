@@ -49,6 +49,7 @@
 #define FORK_ROUNDS 3U /* pages that a child shares cannot be merged: not all the time */
 #define CALM_PAUSE_USEC 5000U
 #define SAMPLE_PAUSE_USEC 10000U
+#define THREADS_MAX 32U /* ours, the agent's two, and io_uring's */
 #define CHURN_PAUSE_USEC 3000U
 #define GUEST_PAUSE_USEC 20000U
 #define LOOK_PAUSE_USEC 10000U
@@ -98,19 +99,29 @@ static void pause_usec(uint32_t usec) {
         (void) nanosleep(&ts, NULL);
 }
 
-/* How long the threads of this process have been ready to run without a processor, ever. */
+/* How long a thread has been ready to run without a processor, ever; what its schedstat says. */
+static uint64_t ready_in(int fd) {
+        char text[64] = "";
+        unsigned long long ran = 0, ready = 0;
+        if (fd >= 0 && pread(fd, text, sizeof(text) - 1, 0) > 0)
+                (void) sscanf(text, "%llu %llu", &ran, &ready);
+        return ready / 1000;
+}
+
+static int open_schedstat(const char *tid) {
+        char path[300];
+        (void) snprintf(path, sizeof(path), "/proc/self/task/%s/schedstat", tid);
+        return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+/* The same of all threads of this process. */
 static uint64_t ready_usec(void) {
         uint64_t sum = 0;
         DIR *tasks = opendir("/proc/self/task");
         for (struct dirent *e; tasks && (e = readdir(tasks));) {
-                char path[300], text[64] = "";
-                unsigned long long ran = 0, ready = 0;
-                (void) snprintf(path, sizeof(path), "/proc/self/task/%s/schedstat", e->d_name);
-                int fd = e->d_name[0] == '.' ? -1 : open(path, O_RDONLY | O_CLOEXEC);
-                if (fd >= 0 && read(fd, text, sizeof(text) - 1) > 0)
-                        (void) sscanf(text, "%llu %llu", &ran, &ready);
+                int fd = e->d_name[0] == '.' ? -1 : open_schedstat(e->d_name);
+                sum += ready_in(fd);
                 close_fd(fd);
-                sum += ready / 1000;
         }
         if (tasks)
                 (void) closedir(tasks);
@@ -138,11 +149,33 @@ static void be_calm(unsigned thread) {
         atomic_store(&status->calm[thread], 0);
 }
 
+/* With files that stay open: who ends a process waits, busily, for all that is being looked up and let go of below its /proc/PID (Linux
+ * 6.18 d_invalidate), and so many would be. */
 static void *sample_ready(void *unused) {
+        struct {
+                int tid, fd;
+        } files[THREADS_MAX];
+        unsigned n = 0;
+        DIR *tasks = opendir("/proc/self/task");
+        if (!tasks)
+                exit(1);
         while (!atomic_load(&board->quit)) {
-                uint64_t now = ready_usec();
+                uint64_t sum = 0;
+                rewinddir(tasks);
+                for (struct dirent *e; (e = readdir(tasks));) {
+                        int tid = atoi(e->d_name);
+                        unsigned i = 0;
+                        while (i < n && files[i].tid != tid)
+                                i++;
+                        if (tid && i == n && n < THREADS_MAX) {
+                                files[n].tid = tid;
+                                files[n++].fd = open_schedstat(e->d_name);
+                        }
+                }
+                for (unsigned i = 0; i < n; i++)
+                        sum += ready_in(files[i].fd); /* of one that has ended: nothing */
                 pause_usec(SAMPLE_PAUSE_USEC);
-                atomic_store(&ready_before_usec, now);
+                atomic_store(&ready_before_usec, sum);
         }
         return unused;
 }
