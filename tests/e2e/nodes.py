@@ -56,10 +56,19 @@ def migrate_pages(pid, node):
     system_call(SYS_MIGRATE_PAGES, ctypes.c_long(pid), ctypes.c_ulong(1024 + 1), *words)
 
 
-def frames_at(pid, address, n):
+def _pagemap(pid, address, n):
     with open(f"/proc/{pid}/pagemap", "rb") as f:
         f.seek(address // PAGE * 8)
-        return [e & ((1 << 55) - 1) if e >> 63 else 0 for e in struct.unpack(f"<{n}Q", f.read(n * 8))]
+        return struct.unpack(f"<{n}Q", f.read(n * 8))
+
+
+def frames_at(pid, address, n):
+    return [e & ((1 << 55) - 1) if e >> 63 else 0 for e in _pagemap(pid, address, n)]
+
+
+def slots_at(pid, address, n):
+    """Whether each page is one of a segment."""
+    return [bool(e >> 63 and e >> 61 & 1) for e in _pagemap(pid, address, n)]
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import threading
 import time
 
 from harness import Daemon, Victim, run, skip, until
-from nodes import NODES, PAGE, SYS_MOVE_PAGES, frames_at, libc, migrate_pages, move_pages, on_node, without_balancing
+from nodes import NODES, PAGE, SYS_MOVE_PAGES, frames_at, libc, migrate_pages, move_pages, on_node, slots_at, without_balancing
 
 NOBODY, OTHER = 65534, 1000
 PAGES = 64
@@ -48,44 +48,42 @@ class Resident:
     def frames(self):
         return frames_at(self.victim.pid, self.address, self.pages)
 
+    def slots(self):
+        return slots_at(self.victim.pid, self.address, self.pages)
+
     def go(self, node):
         """With whoever shares. A page that something holds for a moment does not go at once."""
         until(lambda: all(n == node for n in move_pages(self.victim.pid, self.address, self.pages, node)) or
               all(n == node for n in self.nodes()), SECONDS, f"pages on node {node}")
 
 
-def numbers_of(group, cap):
-    """shared, sharing, unshared, chains of so many equal pages on a node, as max_page_sharing allows."""
+def numbers_of(group, cap, over_in_slot=False):
+    """shared, sharing, unshared, chains of so many equal pages on a node, as max_page_sharing allows. One that is over is unshared; or it
+    is the last sharer of a page that had more, which takes as much memory and counts as the kernel counts it: shared, by nobody else."""
     full, rest = divmod(group, cap)
-    shared = full + (rest > 1)
-    unshared = int(rest == 1)
+    shared = full + (rest > 1 or (rest == 1 and over_in_slot))
+    unshared = int(rest == 1 and not over_in_slot)
     return shared, group - shared - unshared, unshared, int(shared > 1)
 
 
 def expected(residents, across, cap):
     """What the counters should be, of where the pages are; or what is wrong with the frames."""
     total = [0, 0, 0, 0]
-    nodes, frames = [r.nodes() for r in residents], [r.frames() for r in residents]
+    nodes, frames, slots = [r.nodes() for r in residents], [r.frames() for r in residents], [r.slots() for r in residents]
     for page in range(residents[0].pages):
-        groups = collections.defaultdict(list)
+        groups, in_slots = collections.defaultdict(list), set()
         for r in range(len(residents)):
             if nodes[r][page] < 0 or not frames[r][page]:
                 return f"page {page} of resident {r} is absent: {nodes[r][page]}"
             groups[0 if across else nodes[r][page]].append(frames[r][page])
+            in_slots |= {frames[r][page]} if slots[r][page] else set()
         for node, group in groups.items():
-            n = numbers_of(len(group), cap)
             sharers = collections.Counter(group)
+            n = numbers_of(len(group), cap, in_slots >= set(sharers))
             if len(sharers) != n[0] + n[2] or max(sharers.values()) > cap:
                 return f"page {page} on node {node}: sharers of its frames {sorted(sharers.values())}, should be {n[0]} frames"
             total = [a + b for a, b in zip(total, n)]
     return tuple(total)
-
-
-def agrees(got, want):
-    """A page that is over is unshared; or, where it was read just before it was migrated, it may be the last sharer of a page of its
-    old node, on which it is now. That takes as much memory, and is counted as the kernel counts it: shared, by nobody else."""
-    shared, sharing, unshared, chains = (a - b for a, b in zip(got, want))
-    return sharing == 0 and shared == -unshared and 0 <= shared <= want[2] and 0 <= chains <= shared
 
 
 def settled(d, residents, what, across=False, cap=256):
@@ -95,7 +93,7 @@ def settled(d, residents, what, across=False, cap=256):
         s = d.stats()
         got = s["pages_shared"], s["pages_sharing"], s["pages_unshared"], s["stable_node_chains"]
         look.last = f"{want}; shared, sharing, unshared, chains: {got}"
-        return not isinstance(want, str) and agrees(got, want) and s
+        return got == want and s
     try:
         s = until(look, SECONDS, what)
     except AssertionError as e:
