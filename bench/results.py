@@ -9,8 +9,9 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DIRECTORY = ROOT / "bench/results"
 DIGITS = 6
-# Above this share of the processors' time the machine did something else beside the measurement.
+# Above this share of the processors' time the machine did something else beside the measurement: kernel threads and ticks take 1 to 4 %.
 BUSY_SHARE = 0.1
+# The same by the load before a round, for each processor.
 BUSY_LOAD = 0.75
 
 
