@@ -32,6 +32,9 @@ there (99 % of the oracle, or 90 % of what kernel KSM saves): what a page cost k
 between two batches, tell the batch. The share that came out stands beside; where it differs (other load, a sleep that ends with a timer
 tick), the ratio of times is taken as if ksmd's time were that much longer or shorter. What ksmd scans afterwards is not counted there.
 
+A virtual machine's kernel is kept from telling the host of free memory (page reporting) while this runs: what is taken back costs the next
+user of it a wait for the host at each page, counted as his time. Rows from before that say so.
+
 Programs have loaded and done their work once when merging starts, rest until no more is saved (guests of QEMU never rest), and then work
 again and again for 8 s, at least twice. Their slowdown is of that time, agents not counted: merged pages that they write become private
 again within it, on both sides; where they have much system time of their own (redis, QEMU) it is known to some percent only. Saved is the
@@ -131,6 +134,8 @@ def taken(result):
             + (f", memory scaled by {plan['scale']:g}" if plan["scale"] != 1 else "")
             + f"; {machine['cpus']} CPUs ({machine['cpu']}), {machine['memory_gib']:g} GiB, Linux {machine['kernel']}; {result['begun']}, "
             f"commit {result['commit']}.")
+    if machine.get("host_takes_memory", True):  # all rows from before it was kept from it
+        text += " The host was told of free memory and took it back meanwhile."
     if results.is_busy(result):
         text += " **The machine was busy with other things**"
         if result.get("others"):

@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import time
 
+from host import takes_free_memory
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DIRECTORY = ROOT / "bench/results"
 DIGITS = 6
@@ -20,7 +22,8 @@ def machine():
     model = next((line.split(":", 1)[1].strip() for line in cpuinfo if line.startswith("model name")), "unknown")
     memory_kib = int(pathlib.Path("/proc/meminfo").read_text().split()[1])  # its first line is MemTotal
     return {"kernel": os.uname().release, "cpu": model, "cpus": os.cpu_count(), "memory_gib": round(memory_kib / 2**20, 1),
-            "thp": pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text().split("[")[1].split("]")[0]}
+            "thp": pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text().split("[")[1].split("]")[0],
+            "host_takes_memory": takes_free_memory()}
 
 
 def commit():

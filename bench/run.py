@@ -2,8 +2,8 @@
 """Runs the same workloads against userksm and against kernel KSM, side by side, and writes docs/performance.md from the results.
 
 In every round each side of a row runs once, on fresh identical processes, one side after the other; what counts is the median over the
-rounds. Every row is a file of bench/results/, rewritten after each round. Kernel KSM's settings are put back at the end, whatever that is;
-were this killed outright, the next start puts them back."""
+rounds. Every row is a file of bench/results/, rewritten after each round. Kernel KSM's settings, and whether the host is told of free memory, are put
+back at the end, whatever that is; were this killed outright, the next start puts them back."""
 import argparse
 import json
 import pathlib
@@ -15,6 +15,7 @@ import time
 import report
 import results
 from figures import medians, with_unit
+from host import keeping_free_memory
 from sides import KsmSide  # first: it knows where measure is
 from others import Others
 from measure import BUILD, Skip, Wrong
@@ -157,10 +158,11 @@ def main():
         plan = make_plan(arguments)
         try:
             KsmSide.mend()
-            for row in rows:
-                complete = run_row(row, plan, arguments) and complete
-                if arguments.profile:
-                    add_profile(row, plan, arguments)
+            with keeping_free_memory():
+                for row in rows:
+                    complete = run_row(row, plan, arguments) and complete
+                    if arguments.profile:
+                        add_profile(row, plan, arguments)
         except Skip as e:
             say(f"skip: {e}")
             return 77
