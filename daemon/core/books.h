@@ -373,7 +373,10 @@ struct core {
         uint64_t slots_misplaced;
         unsigned n_processors; /* that the processes share; 0: each has its own */
         uint64_t rewrite_shares; /* of all clients: pace_spare_usec */
-        uint32_t scans_to_do;        /* full scans until what is new has been covered */
+        uint32_t scans_to_do;        /* full scans until what is new has been seen, or that are worth it */
+        bool has_news;               /* among them */
+        uint64_t news_settle_usec;   /* when news that have been seen have settled; 0: they have been read */
+        uint64_t scan_begin_usec;    /* of the full scan under way */
         uint32_t n_read, n_promising; /* pages read in this one; of them with an equal, or zero */
         /* Clients that passes walk, and those of them whose part of the full scan is done. */
         uint32_t n_epoch_clients, n_epoch_counted;

@@ -234,7 +234,7 @@ void pace_rewrites(struct core *c, struct client *cl, uint64_t n_rewritten); /* 
 uint64_t pace_spare_usec(const struct core *c, const struct client *cl); /* no pass so soon after the last one's beginning */
 void pace_news(struct core *c);                       /* something is there that no full scan has covered */
 void pace_page_read(struct core *c, bool has_equal);
-void pace_scan_ends(struct core *c);
+void pace_scan_ends(struct core *c, uint64_t now_usec);
 
 /* round.c */
 void round_begins(struct core *c, uint64_t now_usec);

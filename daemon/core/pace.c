@@ -1,16 +1,18 @@
 /* How fast, and whether scanning is worth it.
  *
  * News (a range, a client that is back, a request, another tunable) is covered by the full scan under way, of which nobody knows how much
- * it still sees, the next one, which finds the pages, and as many more as pages take to settle. After that scans prove themselves: one
- * that finds equals for a hundredth of what it reads is worth another. So what appears in ranges that are there already is found at the
- * idle pace first, and makes it the full one as soon as it shows. */
+ * it still sees, the next one, which finds the pages, and, when they have had the time to settle, the first that begins then: it ends
+ * when all that had settled has been read, however long that takes. After that scans prove themselves: one that finds equals for a
+ * hundredth of what it reads is worth another. So what appears in ranges that are there already is found at the idle pace first, and
+ * makes it the full one as soon as it shows. */
 #include "daemon/core/internal.h"
 
 /* A scan is worth another when one page in so many that it read has an equal ... */
 #define PROMISING_1_IN 100
 /* ... which is known before it ends when it has been so for at least so many pages. */
 #define PROMISING_SURE BLOCK_PAGES
-#define NEWS_SCANS_MAX 64
+#define NEWS_SCANS 2
+#define NEWS_SETTLE_MAX_USEC (64 * UINT64_C(1000000)) /* with a longer settle_millisecs they are read at the idle pace */
 #define FAST_DIVISOR 4
 /* The first store to a page after a pass has write-protected it again costs its process a fault of 0.7 us. All of these together may
  * take 1 % of the processors' time: for each such store a pass comes so much later, as long as every process has a processor. */
@@ -23,10 +25,8 @@ uint64_t pace_usec(const struct core *c, int64_t ms) {
 }
 
 void pace_news(struct core *c) {
-        uint64_t settle = (uint64_t) c->tunables.settle_millisecs, pass = (uint64_t) c->tunables.pass_millisecs;
-        uint32_t n_scans = (uint32_t) MIN(2 + (settle + pass - 1) / pass, (uint64_t) NEWS_SCANS_MAX);
-
-        c->scans_to_do = MAX(c->scans_to_do, n_scans);
+        c->scans_to_do = MAX(c->scans_to_do, (uint32_t) NEWS_SCANS);
+        c->has_news = true;
 }
 
 void pace_rewrites(struct core *c, struct client *cl, uint64_t n_rewritten) {
@@ -60,15 +60,22 @@ void pace_page_read(struct core *c, bool has_equal) {
                 c->scans_to_do = 1;
 }
 
-void pace_scan_ends(struct core *c) {
+void pace_scan_ends(struct core *c, uint64_t now_usec) {
+        if (c->news_settle_usec > 0 && c->scan_begin_usec >= c->news_settle_usec)
+                c->news_settle_usec = 0;
         c->scans_to_do -= c->scans_to_do > 0;
+        if (c->scans_to_do == 0 && c->has_news) {
+                c->has_news = false;
+                c->news_settle_usec = now_usec + MIN(usec_of_ms(c->tunables.settle_millisecs), NEWS_SETTLE_MAX_USEC);
+        }
         if (c->scans_to_do == 0 && is_promising(c))
                 c->scans_to_do = 1;
         c->n_read = c->n_promising = 0;
+        c->scan_begin_usec = now_usec;
 }
 
 bool core_has_work(const struct core *c) {
-        return c->scans_to_do > 0;
+        return c->scans_to_do > 0 || c->news_settle_usec > 0;
 }
 
 void core_cpu_used(struct core *c, uint64_t usec) {

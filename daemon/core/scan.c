@@ -161,7 +161,7 @@ static void epoch_count(struct core *c, struct client *cl, uint64_t now_usec) {
         for (uint32_t i = pool_next(&c->clients, 0); i != NIL; i = pool_next(&c->clients, i + 1))
                 client_at(c, i)->has_counted = false;
         advisor_scan_ends(c, now_usec);
-        pace_scan_ends(c);
+        pace_scan_ends(c, now_usec);
         round_scan_ended(c, now_usec);
 }
 

@@ -203,6 +203,24 @@ static void test_fast(void **state) {
         finish(w);
 }
 
+/* Also when there is so much of it that reading takes longer than all the scans in which it settled. */
+static void test_news_are_work_until_read(void **state) {
+        struct world *w = start(1, 6400);
+        uint64_t begin = w->now_usec;
+
+        fill(w, 0, 0, 6400, 1);
+        for (;;) {
+                world_run(w, SECOND / 1000);
+                if (world_counters(w).pages_scanned == 6400)
+                        break;
+                assert_true(core_has_work(w->core));
+                assert_true(w->now_usec < begin + 60 * SECOND);
+        }
+        world_run(w, 10 * SECOND); /* nothing in it has an equal */
+        assert_false(core_has_work(w->core));
+        finish(w);
+}
+
 /* A shorter pass_millisecs holds for the pause that is under way. */
 static void test_shorter_pause(void **state) {
         struct world *w = start(1, 64);
@@ -480,6 +498,7 @@ int main(void) {
                 cmocka_unit_test(test_advisor_ignores_rest),
                 cmocka_unit_test(test_full_scan_reads),
                 cmocka_unit_test(test_fast),
+                cmocka_unit_test(test_news_are_work_until_read),
                 cmocka_unit_test(test_shorter_pause),
                 cmocka_unit_test(test_rest),
                 cmocka_unit_test(test_processors_are_shared),
