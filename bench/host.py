@@ -12,21 +12,27 @@ def never():
     return str(len(pathlib.Path("/proc/buddyinfo").read_text().split("\n")[0].split()) - len("Node 0, zone DMA".split()))
 
 
-def takes_free_memory():
-    return PARAMETER.exists() and PARAMETER.read_text().strip() != never()
+def takes_free_memory(parameter=PARAMETER):
+    """Without a device to tell the parameter is not there, or -1 (Linux 6.5), which the kernel does not take back."""
+    return parameter.exists() and int(parameter.read_text()) < int(never())
 
 
 @contextlib.contextmanager
 def keeping_free_memory(parameter=PARAMETER, left=LEFT):
     """A guest may tell its host of free memory (Linux page_reporting, virtio-balloon), and the host takes it back. Whoever is given it next
-    waits for the host at each page, in time that is counted as his: rounds that free much differ threefold by it."""
-    if not parameter.exists():
+    waits for the host at each page, in time that is counted as his: rounds that free much differ threefold by it. Where the kernel
+    refuses, all goes on with the host."""
+    if left.exists():
+        parameter.write_text(left.read_text())
+        left.unlink()
+    if not takes_free_memory(parameter):
         yield
         return
-    found = left.read_text() if left.exists() else parameter.read_text().strip()
+    found = parameter.read_text().strip()
     left.write_text(found)
     try:
-        parameter.write_text(never())
+        with contextlib.suppress(OSError):
+            parameter.write_text(never())
         yield
     finally:
         parameter.write_text(found)

@@ -33,6 +33,12 @@ class Host(unittest.TestCase):
         with keeping_free_memory(self.parameter, self.left):
             self.assertFalse(self.parameter.exists() or self.left.exists())
 
+    def test_leaves_alone_what_could_not_be_put_back(self):
+        self.parameter.write_text("4294967295\n")
+        with keeping_free_memory(self.parameter, self.left):
+            self.assertEqual(self.parameter.read_text(), "4294967295\n")
+            self.assertFalse(self.left.exists())
+
 
 if __name__ == "__main__":
     unittest.main()
