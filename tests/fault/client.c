@@ -167,7 +167,9 @@ static void *sample_ready(void *unused) {
                         unsigned i = 0;
                         while (i < n && files[i].tid != tid)
                                 i++;
-                        if (tid && i == n && n < THREADS_MAX) {
+                        if (tid && i == n) {
+                                if (n == THREADS_MAX)
+                                        exit(1); /* waits would look shorter than they are */
                                 files[n].tid = tid;
                                 files[n++].fd = open_schedstat(e->d_name);
                         }
