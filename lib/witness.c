@@ -191,9 +191,7 @@ static bool has_no_filter(struct agent *a, const char *status_path) {
 }
 
 /* A thread has the filters of the one that made it, its own, and those that are put on all threads. So a leader without any, if it made
- * us, says that we have none. Our own directory in /proc is better not looked at: when a thread ends it clears away what is cached of its
- * directory, after its process can be reaped, and who reaps it waits for that in a loop. Seen: a waitpid of 8 s (Linux 6.18, no kernel
- * preemption, 30 threads for 2 processors). */
+ * us, says that we have none. A thread's own directory in /proc is better not looked at: docs/kernel.md, "Not tested here". */
 bool witness_filtered(struct agent *a) {
         struct witness *w = &a->witness;
         if (w->seccomp == SECCOMP_UNKNOWN) {
