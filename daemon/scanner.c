@@ -72,14 +72,16 @@ size_t scanner_scratch_bytes(void) {
 /* The window without its gaps, as far as there is room for results. */
 static int walk_window(struct job *j, struct page_region *regions, size_t max) {
         const struct core_scan *scan = &j->scan;
+        const enum pagemap_look look = !scan->rewrite_protect   ? PAGEMAP_PRESENT
+                                       : scan->expects_few ? PAGEMAP_WRITTEN_FEW
+                                                           : PAGEMAP_WRITTEN;
         uint64_t at = scan->page, end = scan->page + scan->n_pages;
         for (uint32_t g = 0; at < end && j->n_runs < max; g++) {
                 const struct core_scan_gap gap = g < scan->n_gaps ? scan->gaps[g] : (struct core_scan_gap){ end, 0 };
                 size_t n = 0;
                 if (g > 0 && atomic_load_explicit(&j->process->closing, memory_order_relaxed))
                         return -ESRCH;
-                int r = pagemap_scan(j->process->pagemap_fd, at, gap.page - at, scan->rewrite_protect, regions + j->n_runs, max - j->n_runs,
-                                     &n, &j->end_page);
+                int r = pagemap_scan(j->process->pagemap_fd, at, gap.page - at, look, regions + j->n_runs, max - j->n_runs, &n, &j->end_page);
                 if (r < 0)
                         return r;
                 j->n_runs += n;

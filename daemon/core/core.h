@@ -126,6 +126,7 @@ struct core_scan {
         uint32_t max_runs;      /* stop after this many result runs and report where */
         bool rewrite_protect;   /* true: runs WRITTEN|PRESENT|WPALLOWED of no file, and write-protect them again;
                                    false: plain look, all PRESENT|WPALLOWED pages, nothing changed */
+        bool expects_few;       /* with rewrite_protect: much that is protected, in long mappings */
         bool wants_nodes;       /* a run's pages are on one node */
 };
 enum core_page_category { /* bits of core_run.categories */

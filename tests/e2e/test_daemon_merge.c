@@ -95,7 +95,7 @@ static uint64_t count_file_pages(const struct fake_agent *a) {
         _cleanup_close_ int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
         size_t n;
         uint64_t end, pages = 0, first = (uintptr_t) a->memory >> KSM_PAGE_SHIFT;
-        assert_int_equal(pagemap_scan(fd, first, a->n_pages, false, regions, ARRAY_SIZE(regions), &n, &end), 0);
+        assert_int_equal(pagemap_scan(fd, first, a->n_pages, PAGEMAP_PRESENT, regions, ARRAY_SIZE(regions), &n, &end), 0);
         assert_int_equal(end, first + a->n_pages);
         for (size_t i = 0; i < n; i++)
                 if (regions[i].categories & PAGE_IS_FILE)

@@ -153,6 +153,26 @@ static void full_result_stops_the_walk_and_protects_nothing_beyond(void) {
         CHECK_EQ(scan_written(p, N), 16);
 }
 
+/* The kernel collects 512 runs at a time, and sets walk_end when there is no room for more of them; then it walks on, and leaves walk_end as
+ * it is when it comes to the end. */
+static void walk_that_ends_may_say_that_it_stopped_before(void) {
+        enum { RUNS = 600, N = 2 * RUNS, ROOM = 700, BUFFER = 512 };
+        static struct page_region regions[ROOM];
+        void *p = map_tracked(N);
+        struct pm_scan_arg arg = {
+                .size = sizeof(arg), .flags = PM_SCAN_WP_MATCHING, .start = (uintptr_t) p, .end = (uintptr_t) page_at(p, N),
+                .vec = (uintptr_t) regions, .vec_len = ROOM, .category_mask = DAEMON_MASK, .return_mask = DAEMON_MASK,
+        };
+
+        CHECK_EQ(scan_written(p, N), N);
+        for (size_t i = 0; i < N; i += 2)
+                page_fill(page_at(p, i), 9);
+        CHECK_EQ(ioctl(own_pagemap(), PAGEMAP_SCAN, &arg), RUNS);
+        CHECK_EQ(regions[RUNS - 1].start, (uintptr_t) page_at(p, N - 2));
+        CHECK(arg.walk_end == (uintptr_t) page_at(p, N) || arg.walk_end == (uintptr_t) page_at(p, 2 * BUFFER));
+        printf("walk_end of a walk over %d pages: behind page %zu\n", N, (size_t) (arg.walk_end - (uintptr_t) p) / KSM_PAGE_SIZE);
+}
+
 /* -- through fds handed over --------------------------------------------------------------------------------------- */
 
 static void scan_in_another_process_tracks_ours(void) {
@@ -275,6 +295,7 @@ FACTS(FACT(each_write_is_reported_once),
       FACT(hole_read_under_tracking_is_the_zero_page),
       FACT(walk_over_32_tib_of_nothing_is_fast),
       FACT(full_result_stops_the_walk_and_protects_nothing_beyond),
+      FACT(walk_that_ends_may_say_that_it_stopped_before),
       FACT(scan_in_another_process_tracks_ours),
       FACT(fds_read_nothing_after_exec),
       FACT(mem_fd_of_another_process_fails_on_a_hole_with_a_guard),

@@ -155,7 +155,7 @@ static void test_discard_of_protected_pages(void **state) {
         size_t n;
         pthread_t t;
         run(write_all, b);
-        assert_int_equal(pagemap_scan(A.pagemap_fd, (uint64_t) b >> KSM_PAGE_SHIFT, PAGES, true, regions, PAGES, &n, &end), 0);
+        assert_int_equal(pagemap_scan(A.pagemap_fd, (uint64_t) b >> KSM_PAGE_SHIFT, PAGES, PAGEMAP_WRITTEN, regions, PAGES, &n, &end), 0);
         assert_int_equal(n, 1);
         run(discard, b);
         pthread_create(&t, NULL, touch, b);

@@ -199,7 +199,7 @@ static uint64_t scan_written(const uint8_t *b) {
         struct page_region regions[PAGES];
         uint64_t first = (uint64_t) b >> KSM_PAGE_SHIFT, end, found = 0;
         size_t n;
-        assert_int_equal(pagemap_scan(A.pagemap_fd, first, PAGES, true, regions, PAGES, &n, &end), 0);
+        assert_int_equal(pagemap_scan(A.pagemap_fd, first, PAGES, PAGEMAP_WRITTEN, regions, PAGES, &n, &end), 0);
         assert_int_equal(end, first + PAGES);
         for (size_t i = 0; i < n; i++)
                 found |= run_bits((unsigned) ((regions[i].start >> KSM_PAGE_SHIFT) - first), (unsigned) ((regions[i].end - regions[i].start) >> KSM_PAGE_SHIFT));

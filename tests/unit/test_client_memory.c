@@ -286,76 +286,129 @@ static void test_consent(void **state) {
         assert_int_equal(unlink(pagemap) | unlink(mem) | rmdir(path) | rmdir(directory), 0);
 }
 
-/* Runs of `written` pages as the scan gives them, taking at most max regions a call. */
-static size_t scan_all(const struct process *p, uint64_t first, bool written, size_t max, bool seen[PAGES]) {
-        struct page_region regions[PAGES];
+#define MANY_PAGES 80064 /* more than a call reports */
+
+/* Which of n pages the scan reports, taking at most max regions a call. */
+static size_t scan_pages(const struct process *p, uint64_t first, size_t n_pages, enum pagemap_look look, size_t max, bool *seen) {
+        static struct page_region regions[MANY_PAGES];
         size_t n, calls = 0;
         uint64_t at = first, end;
-        memset(seen, 0, PAGES * sizeof(*seen));
-        while (at < first + PAGES) {
-                assert_int_equal(pagemap_scan(p->pagemap_fd, at, first + PAGES - at, written, regions, max, &n, &end), 0);
-                assert_true(n <= max && end > at);
+        memset(seen, 0, n_pages * sizeof(*seen));
+        while (at < first + n_pages) {
+                size_t reported = 0;
+                assert_int_equal(pagemap_scan(p->pagemap_fd, at, first + n_pages - at, look, regions, max, &n, &end), 0);
+                assert_true(n <= max && end > at && end <= first + n_pages);
                 for (size_t i = 0; i < n; i++)
                         for (uint64_t page = regions[i].start >> KSM_PAGE_SHIFT; page < regions[i].end >> KSM_PAGE_SHIFT;
-                             page++) {
+                             page++, reported++) {
                                 assert_true(page >= at && page < end);
+                                assert_false(seen[page - first]);
                                 seen[page - first] = true;
                         }
+                assert_true(reported <= PAGEMAP_PAGES_MAX);
                 at = end;
                 calls++;
         }
         return calls;
 }
 
-static void test_scan(void **state) {
+static size_t scan_all(const struct process *p, uint64_t first, enum pagemap_look look, size_t max, bool seen[PAGES]) {
+        return scan_pages(p, first, PAGES, look, max, seen);
+}
+
+static int open_tracking(void) {
         _cleanup_close_ int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
         if (device < 0) {
                 print_message("skipped: /dev/userfaultfd: %s\n", strerror(errno));
                 skip();
         }
-        _cleanup_close_ int track = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+        int track = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
         struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED };
         assert_int_equal(ioctl(track, UFFDIO_API, &api), 0);
+        return track;
+}
+
+static void track_pages(int track, const uint8_t *memory, size_t n_pages) {
+        struct uffdio_register r = { .range = { (uintptr_t) memory, n_pages * KSM_PAGE_SIZE }, .mode = UFFDIO_REGISTER_MODE_WP };
+        assert_int_equal(ioctl(track, UFFDIO_REGISTER, &r), 0);
+}
+
+static void test_scan(void **state) {
+        _cleanup_close_ int track = open_tracking();
         _cleanup_(process_unrefp) struct process *p = self_process();
         uint8_t *memory = map_pages(PAGES);
         uint64_t first = (uintptr_t) memory >> KSM_PAGE_SHIFT;
         bool seen[PAGES];
         /* Not registered: nothing of it is ours to look at. */
-        (void) scan_all(p, first, false, PAGES, seen);
+        (void) scan_all(p, first, PAGEMAP_PRESENT, PAGES, seen);
         for (unsigned i = 0; i < PAGES; i++)
                 assert_false(seen[i]);
-        struct uffdio_register r = { .range = { (uintptr_t) memory, PAGES * KSM_PAGE_SIZE },
-                                     .mode = UFFDIO_REGISTER_MODE_WP };
-        assert_int_equal(ioctl(track, UFFDIO_REGISTER, &r), 0);
+        track_pages(track, memory, PAGES);
         assert_int_equal(madvise(memory + 7 * KSM_PAGE_SIZE, KSM_PAGE_SIZE, MADV_DONTNEED), 0);
 
-        (void) scan_all(p, first, true, PAGES, seen); /* the first look: all present pages, but not the hole */
+        (void) scan_all(p, first, PAGEMAP_WRITTEN, PAGES, seen); /* the first look: all present pages, but not the hole */
         for (unsigned i = 0; i < PAGES; i++)
                 assert_int_equal(seen[i], i != 7);
-        (void) scan_all(p, first, true, PAGES, seen); /* nothing was written since */
+        (void) scan_all(p, first, PAGEMAP_WRITTEN, PAGES, seen); /* nothing was written since */
         for (unsigned i = 0; i < PAGES; i++)
                 assert_false(seen[i]);
         for (unsigned i = 0; i < PAGES; i += 3)
                 memory[i * KSM_PAGE_SIZE] ^= 1;
-        (void) scan_all(p, first, false, PAGES, seen); /* a plain look changes nothing ... */
-        size_t calls = scan_all(p, first, true, 2, seen); /* ... and two regions at a time lose nothing */
+        (void) scan_all(p, first, PAGEMAP_PRESENT, PAGES, seen); /* a plain look changes nothing ... */
+        size_t calls = scan_all(p, first, PAGEMAP_WRITTEN, 2, seen); /* ... and two regions at a time lose nothing */
         assert_true(calls > 5);
         for (unsigned i = 0; i < PAGES; i++)
                 assert_int_equal(seen[i], i % 3 == 0);
-        (void) scan_all(p, first, true, 1, seen);
+        (void) scan_all(p, first, PAGEMAP_WRITTEN, 1, seen);
         for (unsigned i = 0; i < PAGES; i++)
                 assert_false(seen[i]);
         struct page_region region;
         size_t n;
         uint64_t end;
-        assert_int_equal(pagemap_scan(p->pagemap_fd, first, PAGES, true, &region, 0, &n, &end), -EINVAL);
+        assert_int_equal(pagemap_scan(p->pagemap_fd, first, PAGES, PAGEMAP_WRITTEN, &region, 0, &n, &end), -EINVAL);
         /* Where no address is there is nothing, and that is no error. */
         const uint64_t last = (UINT64_C(1) << (47 - KSM_PAGE_SHIFT)) - 2, beyond = UINT64_C(1) << (48 - KSM_PAGE_SHIFT);
-        assert_int_equal(pagemap_scan(p->pagemap_fd, last, beyond - last, true, &region, 1, &n, &end), 0);
+        assert_int_equal(pagemap_scan(p->pagemap_fd, last, beyond - last, PAGEMAP_WRITTEN, &region, 1, &n, &end), 0);
         assert_true(n == 0 && end == beyond);
-        assert_int_equal(pagemap_scan(p->pagemap_fd, last + 2, 1, true, &region, 1, &n, &end), 0);
+        assert_int_equal(pagemap_scan(p->pagemap_fd, last + 2, 1, PAGEMAP_WRITTEN, &region, 1, &n, &end), 0);
         assert_true(n == 0 && end == last + 3);
         assert_int_equal(munmap(memory, PAGES * KSM_PAGE_SIZE), 0);
+}
+
+/* What was not written is left out by a first look, and what is near together is looked at together: all of that must not be seen in the
+ * result, however the written pages lie and however little room there is for them. */
+static void check_scan_many(enum pagemap_look look) {
+        static const struct {
+                size_t step, max;
+        } cases[] = { { 3, 1000 }, { 33, 1000 }, { 34, 1000 }, { 40, 3 }, { 200, 1 }, { 5000, 1000 }, { MANY_PAGES, 1 } };
+        static bool seen[MANY_PAGES];
+        _cleanup_close_ int track = open_tracking();
+        _cleanup_(process_unrefp) struct process *p = self_process();
+        uint8_t *memory = map_pages(MANY_PAGES);
+        uint64_t first = (uintptr_t) memory >> KSM_PAGE_SHIFT;
+        track_pages(track, memory, MANY_PAGES);
+        /* Two halves, each less than a call may report. */
+        assert_int_equal(madvise(memory + MANY_PAGES / 128 * 64 * KSM_PAGE_SIZE, 64 * KSM_PAGE_SIZE, MADV_DONTNEED), 0);
+        size_t calls = scan_pages(p, first, MANY_PAGES, look, 1000, seen);
+        assert_int_equal(calls, 2);
+        for (size_t i = 0; i < MANY_PAGES; i++)
+                assert_int_equal(seen[i], i / 64 != MANY_PAGES / 128);
+        for (size_t c = 0; c < ARRAY_SIZE(cases); c++) {
+                for (size_t i = 0; i < MANY_PAGES; i += cases[c].step)
+                        memory[i * KSM_PAGE_SIZE]++;
+                calls = scan_pages(p, first, MANY_PAGES, look, cases[c].max, seen);
+                assert_true(calls <= ((MANY_PAGES - 1) / cases[c].step + 1) / cases[c].max + 1);
+                for (size_t i = 0; i < MANY_PAGES; i++)
+                        if (seen[i] != (i % cases[c].step == 0))
+                                fail_msg("page %zu of those written every %zu, %zu regions a call: %s", i, cases[c].step, cases[c].max,
+                                         seen[i] ? "reported" : "not reported");
+        }
+        assert_int_equal(munmap(memory, MANY_PAGES * KSM_PAGE_SIZE), 0);
+}
+
+static void test_scan_many(void **state) {
+        check_scan_many(PAGEMAP_WRITTEN);
+        check_scan_many(PAGEMAP_WRITTEN_FEW);
 }
 
 int main(void) {
@@ -368,6 +421,7 @@ int main(void) {
                 cmocka_unit_test(test_undumpable_is_not_its_users),
                 cmocka_unit_test(test_consent),
                 cmocka_unit_test(test_scan),
+                cmocka_unit_test(test_scan_many),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -22,6 +22,33 @@ static void test_scan_results_are_cut(void **state) {
         finish(w);
 }
 
+/* Of the next scan of the first process. */
+static bool expects_few(struct world *w) {
+        struct core_scan s;
+        uint64_t next;
+
+        while (!core_next_scan(w->core, w->now_usec, &s, &next))
+                w->now_usec = next;
+        core_scan_done(w->core, s.op, w->now_usec, NULL, 0, s.page + s.n_pages, 0);
+        return s.expects_few;
+}
+
+/* Protected pages are looked for first where that is cheaper: not where there are none, nor where mappings cost more than they. */
+static void test_scan_expects_few(void **state) {
+        struct world *w = start(1, 6400);
+
+        fill(w, 0, 0, 6400, 1);
+        assert_false(expects_few(w));
+        world_run(w, 5 * SECOND);
+        assert_int_equal(world_counters(w).pages_unshared, 6400);
+        assert_true(expects_few(w));
+        core_client_set_vmas(w->core, w->processes[0].client, 400);
+        assert_false(expects_few(w));
+        core_client_set_vmas(w->core, w->processes[0].client, 40);
+        assert_true(expects_few(w));
+        finish(w);
+}
+
 /* 32 TiB with one page: one scan, one block. */
 static void test_sparse_range(void **state) {
         struct core_client_config config = {};
@@ -203,6 +230,7 @@ static void test_news_of_much_memory(void **state) {
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_scan_results_are_cut),
+                cmocka_unit_test(test_scan_expects_few),
                 cmocka_unit_test(test_sparse_range),
                 cmocka_unit_test(test_vanished_pages),
                 cmocka_unit_test(test_scan_that_failed),
