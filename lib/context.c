@@ -140,10 +140,8 @@ static uint64_t run_mask(uint64_t start, const struct page_region *r) {
         return (n >= 64 ? ~0ULL : (1ULL << n) - 1) << from;
 }
 
-int look_at(int pagemap_fd, uint64_t start, uint32_t n_pages, struct look *ret) {
+static int look(int pagemap_fd, uint64_t start, uint32_t n_pages, uint64_t categories, struct look *ret) {
         struct page_region regions[BLOCK_PAGES];
-        const uint64_t all = PAGE_IS_PRESENT | PAGE_IS_FILE | PAGE_IS_PFNZERO | PAGE_IS_HUGE | PAGE_IS_SWAPPED |
-                             PAGE_IS_WRITTEN;
         struct pm_scan_arg a = {
                 .size = sizeof(a),
                 .start = start,
@@ -151,7 +149,7 @@ int look_at(int pagemap_fd, uint64_t start, uint32_t n_pages, struct look *ret) 
                 .vec = (uint64_t) regions,
                 .vec_len = ARRAY_SIZE(regions),
                 .category_anyof_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-                .return_mask = all,
+                .return_mask = categories,
         };
         memset(ret, 0, sizeof(*ret));
         long n = sys_ioctl_as(FAULT_sys_look, pagemap_fd, PAGEMAP_SCAN, &a);
@@ -167,4 +165,14 @@ int look_at(int pagemap_fd, uint64_t start, uint32_t n_pages, struct look *ret) 
                 ret->written |= c & PAGE_IS_WRITTEN ? m : 0;
         }
         return 0;
+}
+
+#define BY_ENTRY (PAGE_IS_PRESENT | PAGE_IS_PFNZERO | PAGE_IS_HUGE | PAGE_IS_SWAPPED | PAGE_IS_WRITTEN)
+
+int look_at(int pagemap_fd, uint64_t start, uint32_t n_pages, struct look *ret) {
+        return look(pagemap_fd, start, n_pages, BY_ENTRY | PAGE_IS_FILE, ret);
+}
+
+int look_at_entries(int pagemap_fd, uint64_t start, uint32_t n_pages, struct look *ret) {
+        return look(pagemap_fd, start, n_pages, BY_ENTRY, ret);
 }

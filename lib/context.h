@@ -47,3 +47,5 @@ struct look {
         uint64_t present, file, zero, huge, swapped, written;
 };
 int look_at(int pagemap_fd, uint64_t start, uint32_t n_pages, struct look *ret);
+/* The same without `file`, for which the kernel looks at each page itself (docs/kernel.md): where there can be none. */
+int look_at_entries(int pagemap_fd, uint64_t start, uint32_t n_pages, struct look *ret);

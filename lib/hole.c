@@ -45,7 +45,7 @@ static uint64_t scratch_address(const struct agent *a, unsigned i) {
 static void drop_ineligible(struct advice *d) {
         struct transition *t = d->t;
         struct look look;
-        if (look_at(t->a->pagemap_fd, t->base, BLOCK_PAGES, &look) < 0) {
+        if (look_at_entries(t->a->pagemap_fd, t->base, BLOCK_PAGES, &look) < 0) {
                 transition_set(t, d->todo, APPLY_ERROR);
                 d->todo = 0;
                 return;
@@ -53,7 +53,7 @@ static void drop_ineligible(struct advice *d) {
         uint64_t done = d->kind == APPLY_ZERO ? d->todo & look.zero : 0;
         transition_set(t, done, APPLY_OK);
         d->todo &= ~done;
-        uint64_t bad = d->todo & (look.zero | look.file | look.swapped);
+        uint64_t bad = d->todo & (look.zero | look.swapped);
         transition_set(t, bad, APPLY_CHANGED);
         d->todo &= ~bad;
         bad = d->todo & ~look.present;
@@ -66,7 +66,7 @@ static void drop_ineligible(struct advice *d) {
 static uint64_t in_scratch(struct agent *a) {
         struct look look;
         unsigned tries = 0;
-        while (look_at(a->pagemap_fd, (uint64_t) a->scratch, BLOCK_PAGES, &look) < 0) {
+        while (look_at_entries(a->pagemap_fd, (uint64_t) a->scratch, BLOCK_PAGES, &look) < 0) {
                 if (++tries > BACK_TRIES)
                         __builtin_trap(); /* cannot know where the program's pages are: would corrupt */
                 sys_yield();
