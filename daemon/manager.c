@@ -21,6 +21,7 @@
 #include "daemon/session.h"
 #include "daemon/sys/numa.h"
 #include "daemon/sys/sandbox.h"
+#include "daemon/sys/segment.h"
 
 /* Reading and hashing is memory bound: more than four threads add little, and one would let a single slow client hold
  * everybody up. */
@@ -438,6 +439,11 @@ int manager_new(const struct config *config, int argc, char **argv, int uffd_dev
                 if (r < 0)
                         log_errno(r, "core");
         }
+        if (r == 0) {
+                m->store.filler = segment_filler_open(uffd_device);
+                if (m->store.filler < 0)
+                        r = log_errno(m->store.filler, "userfaultfd");
+        }
         if (r == 0)
                 r = listener_new(m, take_fd(&passed.listen_fd), &m->listener);
         if (r == 0) {
@@ -502,6 +508,7 @@ struct manager *manager_free(struct manager *m) {
         m->scanner = scanner_free(m->scanner);
         m->workers = workers_free(m->workers);
         store_done(&m->store);
+        close_fd(m->store.filler);
         m->core = core_free(m->core);
         fault_point(FAULT_stop_freed);
         accounts_free(m);

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "common/fault.h"
 #include "common/log.h"
@@ -47,6 +46,7 @@ struct job {
         struct placing placing; /* last: a job that wants no nodes never touches its memory */
 };
 _Static_assert(CORE_PUBLISH_PAGES <= CORE_READ_PAGES, "one result array serves both");
+_Static_assert(CORE_PUBLISH_PAGES <= READER_PAGES_MAX, "the pages of a publish fit scratch");
 
 struct scanner {
         struct manager *manager;
@@ -172,20 +172,18 @@ static unsigned publish_run(const struct core_publish *publish, uint32_t at) {
         return n;
 }
 
-/* Returns how many of a run are in their slots. */
-static unsigned publish_pages(struct job *j, uint32_t at, unsigned n_pages) {
-        uint8_t *slots = j->segment->segment->slots + j->publish.slots[at] * KSM_PAGE_SIZE;
-        /* Their memory in one call is half the price of a page fault each. Where there is none, the read says so. */
-        (void) madvise(slots, n_pages * KSM_PAGE_SIZE, MADV_POPULATE_WRITE);
-        int n = reader_read_exact(j->process, j->publish.pages[at], n_pages, slots);
-        /* The hash is taken from the slot, after the copy: the page may change while it is copied, the slot never again. */
-        for (int i = 0; i < n; i++)
+/* Returns how many of a run are in their slots. The next one could not be read, or there is no memory for its slot, which takes none then. */
+static unsigned publish_pages(struct job *j, uint32_t at, unsigned n_pages, uint8_t *pages) {
+        int n = reader_read_exact(j->process, j->publish.pages[at], n_pages, pages);
+        int filled = n > 0 ? segment_file_fill(j->segment->segment, j->publish.slots[at], pages, (uint32_t) n) : 0;
+        /* The hash is that of our copy: the page may change while it is read, the copy and the slot never again. */
+        for (int i = 0; i < filled; i++)
                 j->results[at + (uint32_t) i] = (struct core_read_result){
                         .status = CORE_READ_OK,
-                        .hash = digest_page(&j->domain->secret, slots + (size_t) i * KSM_PAGE_SIZE),
+                        .hash = digest_page(&j->domain->secret, pages + (size_t) i * KSM_PAGE_SIZE),
                         .node = -1,
                 };
-        return (unsigned) MAX(n, 0);
+        return (unsigned) MAX(filled, 0);
 }
 
 static void run_publish(struct worker_job *base, void *userdata) {
@@ -195,10 +193,8 @@ static void run_publish(struct worker_job *base, void *userdata) {
         for (uint32_t i = 0; i < publish->n_pages; i++)
                 j->results[i] = (struct core_read_result){ .status = CORE_READ_FAILED, .node = -1 };
         for (uint32_t i = 0; i < publish->n_pages && !atomic_load_explicit(&j->process->closing, memory_order_relaxed);) {
-                unsigned run = publish_run(publish, i), done = publish_pages(j, i, run);
-                i += done;
-                if (done < run) /* one that cannot be read; its slot may have memory by now */
-                        j->results[i++].status = CORE_READ_SPOILED;
+                unsigned run = publish_run(publish, i), done = publish_pages(j, i, run, ((union scratch *) userdata)->pages);
+                i += done < run ? done + 1 : done;
         }
         if (publish->node >= 0)
                 look_at_slots(j);

@@ -14,7 +14,7 @@
 _Static_assert(SEGMENT_LIMIT_SLOTS == SEGMENT_SLOTS_MAX, "daemon/sys may not include proto");
 
 void store_init(struct store *s) {
-        *s = (struct store){ 0 };
+        *s = (struct store){ .filler = -1 };
 }
 
 struct store_domain *store_domain_ref(struct store_domain *d) {
@@ -94,7 +94,7 @@ int store_segment_open(struct store *s, uint32_t id, struct store_domain *domain
         *ret = store_segment_find(s, id);
         if (*ret)
                 return 0;
-        int r = segment_file_new(n_slots, node, domain->key, domain->key_size, &file);
+        int r = segment_file_new(s->filler, n_slots, node, domain->key, domain->key_size, &file);
         if (r < 0)
                 return r;
         bool is_kept = file->has_label && notify_keep_fd(file->client_fd, file->inode);

@@ -43,9 +43,10 @@ struct store {
         struct idmap domains, segments;
         struct idmap by_inode; /* the low 32 bits; of two that agree in those only the first */
         struct workers *workers;
+        int filler; /* of segments; not its own */
 };
 
-/* workers is set before the first segment event. */
+/* filler is set before the first segment is made, workers before the first segment event. */
 void store_init(struct store *s);
 /* After the pool is gone: frees what is left. */
 void store_done(struct store *s);

@@ -161,7 +161,7 @@ enum core_read_status {
         CORE_READ_OK = 0,
         CORE_READ_ALL_ZERO,
         CORE_READ_FAILED,
-        CORE_READ_SPOILED, /* of a publish: failed, and the slot takes memory all the same */
+        CORE_READ_SPOILED, /* of a publish: failed, and the slot may take memory all the same */
 };
 struct core_read_result {
         uint64_t hash; /* 64-bit keyed hash of the bytes; only its equality matters */

@@ -42,6 +42,8 @@ static const int allowed[] = {
 static const int allowed_fcntl[] = { F_GETFL, F_SETFL, F_GETFD, F_SETFD, F_DUPFD_CLOEXEC, F_ADD_SEALS, F_GET_SEALS };
 /* Socket kinds: the notification socket of the service manager. */
 static const int allowed_ioctl_low[] = { FIONBIO, FIONREAD, FIOCLEX, TCGETS };
+/* What finds pages, and what fills segments. Faults are never answered. */
+static const scmp_datum_t allowed_ioctl[] = { PAGEMAP_SCAN, UFFDIO_REGISTER, UFFDIO_COPY };
 
 static int add_conditional(scmp_filter_ctx ctx) {
         int r = 0;
@@ -51,8 +53,8 @@ static int add_conditional(scmp_filter_ctx ctx) {
         for (size_t i = 0; i < ARRAY_SIZE(allowed_ioctl_low) && r == 0; i++)
                 r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1,
                                      SCMP_A1(SCMP_CMP_EQ, (scmp_datum_t) allowed_ioctl_low[i]));
-        if (r == 0)
-                r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1, SCMP_A1(SCMP_CMP_EQ, PAGEMAP_SCAN));
+        for (size_t i = 0; i < ARRAY_SIZE(allowed_ioctl) && r == 0; i++)
+                r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1, SCMP_A1(SCMP_CMP_EQ, allowed_ioctl[i]));
         /* Files are only ever opened for reading, and nothing is mapped executable. */
         if (r == 0)
                 r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(openat), 1,

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -49,13 +50,40 @@ static int write_label(struct segment_file *s, const void *key, size_t key_size)
         return 0;
 }
 
-int segment_file_new(uint32_t n_slots, int node, const void *key, size_t key_size, struct segment_file **ret) {
+int segment_filler_open(int device) {
+        /* Who touches an empty slot is told so at once: nobody answers faults. */
+        struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_SIGBUS };
+        int fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+        if (fd < 0)
+                return -errno;
+        if (ioctl(fd, UFFDIO_API, &api) < 0) {
+                int r = -errno;
+                close_fd(fd);
+                return r;
+        }
+        return fd;
+}
+
+/* Before the seals: later no mapping may be filled. */
+static int map_slots(struct segment_file *s) {
+        const size_t size = s->n_slots * KSM_PAGE_SIZE;
+        void *p = mmap(NULL, size, PROT_READ, MAP_SHARED, s->fd, 0);
+        if (p == MAP_FAILED)
+                return -errno;
+        s->slots = p;
+        struct uffdio_register r = { .range = { (uint64_t) (uintptr_t) p, size }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+        if (ioctl(s->filler, UFFDIO_REGISTER, &r) < 0)
+                return -errno;
+        return s->node < 0 ? 0 : numa_bind(p, size, s->node);
+}
+
+int segment_file_new(int filler, uint32_t n_slots, int node, const void *key, size_t key_size, struct segment_file **ret) {
         if (n_slots == 0 || n_slots > SEGMENT_LIMIT_SLOTS)
                 return -EINVAL;
         _cleanup_(segment_file_freep) struct segment_file *s = malloc(sizeof(*s));
         if (!s)
                 return -ENOMEM;
-        *s = (struct segment_file){ .fd = -1, .client_fd = -1, .n_slots = n_slots, .node = node };
+        *s = (struct segment_file){ .fd = -1, .client_fd = -1, .filler = filler, .n_slots = n_slots, .node = node };
         int fd = memfd_open();
         if (fd < 0)
                 return fd;
@@ -65,11 +93,7 @@ int segment_file_new(uint32_t n_slots, int node, const void *key, size_t key_siz
         if (fchmod(fd, SEGMENT_MODE) < 0 || ftruncate(fd, (off_t) size) < 0 || fstat(fd, &st) < 0)
                 return -errno;
         s->inode = st.st_ino;
-        void *p = mmap(NULL, n_slots * KSM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        if (p == MAP_FAILED)
-                return -errno;
-        s->slots = p;
-        int r = node < 0 ? 0 : numa_bind(p, n_slots * KSM_PAGE_SIZE, node);
+        int r = map_slots(s);
         if (r == 0)
                 r = write_label(s, key, key_size);
         if (r < 0)
@@ -133,11 +157,22 @@ int segment_file_adopt(int fd, struct segment_file **ret, void *ret_key, size_t 
                 *ret_reason = "out of memory";
                 return -ENOMEM;
         }
-        *s = (struct segment_file){ .fd = -1, .client_fd = fd, .n_slots = label.n_slots, .node = (int) label.nid - 1, .inode = st.st_ino, .has_label = true };
+        *s = (struct segment_file){ .fd = -1, .client_fd = fd, .filler = -1, .n_slots = label.n_slots, .node = (int) label.nid - 1, .inode = st.st_ino, .has_label = true };
         memcpy(ret_key, label.key, label.key_size);
         *ret_key_size = label.key_size;
         *ret = s;
         return 0;
+}
+
+int segment_file_fill(const struct segment_file *s, uint32_t slot, const void *bytes, uint32_t n_slots) {
+        struct uffdio_copy copy = {
+                .dst = (uint64_t) (uintptr_t) (s->slots + slot * KSM_PAGE_SIZE),
+                .src = (uint64_t) (uintptr_t) bytes,
+                .len = n_slots * KSM_PAGE_SIZE,
+                .mode = UFFDIO_COPY_MODE_DONTWAKE,
+        };
+        int r = ioctl(s->filler, UFFDIO_COPY, &copy) < 0 ? -errno : 0;
+        return copy.copy > 0 ? (int) ((size_t) copy.copy / KSM_PAGE_SIZE) : r;
 }
 
 int segment_file_read(const struct segment_file *s, uint32_t slot, void *bytes, size_t size) {

@@ -88,7 +88,8 @@ static uint32_t slot_of(const uint8_t *page) {
                 if (table[i].hash != h)
                         continue;
                 if (table[i].slot == SLOTS && published < SLOTS) {
-                        memcpy(segment->slots + (size_t) published * KSM_PAGE_SIZE, page, KSM_PAGE_SIZE);
+                        if (segment_file_fill(segment, published, page, 1) != 1)
+                                die("slot");
                         table[i].slot = published++;
                 }
                 slot = table[i].slot;
@@ -292,7 +293,7 @@ int main(int argc, char **argv) {
                 printf("SKIP: /dev/userfaultfd: %s\n", strerror(errno));
                 return 77;
         }
-        errno = -segment_file_new(SLOTS, -1, NULL, 0, &segment);
+        errno = -segment_file_new(segment_filler_open(device), SLOTS, -1, NULL, 0, &segment);
         if (errno)
                 die("segment");
         strcpy(address.sun_path, argv[1]);

@@ -1,5 +1,6 @@
 /* Segments: memfds that the daemon fills once and clients map privately. */
 #include <fcntl.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -45,6 +46,34 @@ static void future_write_seal_stops_everyone_but_the_old_mapping(void) {
         CHECK(page_holds(reader, 2)); /* published through the old mapping */
         page_fill(reader, 3);
         CHECK(page_holds(writer, 2)); /* a client writes its own copy */
+}
+
+static int copy_page(int uffd, void *to, const void *from) {
+        struct uffdio_copy copy = { .dst = (uintptr_t) to, .src = (uintptr_t) from, .len = KSM_PAGE_SIZE };
+
+        return ioctl(uffd, UFFDIO_COPY, &copy) < 0 ? -errno : 0;
+}
+
+/* Read-only mappings of a read-write fd. */
+static void read_only_mapping_from_before_the_seal_can_be_filled_once(void) {
+        int fd = memfd(MFD_NOEXEC_SEAL, 2), uffd = uffd_open(UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_SIGBUS);
+        void *before = mmap(NULL, 2 * KSM_PAGE_SIZE, PROT_READ, MAP_SHARED, fd, 0), *after, *reader;
+        void *bytes = map_filled(2, 7);
+        int mem = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+
+        CHECK(before != MAP_FAILED);
+        CHECK_EQ(uffd_register(uffd, before, 2, UFFDIO_REGISTER_MODE_MISSING), 0);
+        CHECK(fcntl(fd, F_ADD_SEALS, SEALS) == 0);
+        after = mmap(NULL, 2 * KSM_PAGE_SIZE, PROT_READ, MAP_SHARED, fd, 0);
+        CHECK(after != MAP_FAILED);
+        CHECK_EQ(uffd_register(uffd, after, 2, UFFDIO_REGISTER_MODE_MISSING), -EPERM);
+        CHECK_EQ(copy_page(uffd, before, bytes), 0);
+        CHECK_EQ(copy_page(uffd, before, page_at(bytes, 1)), -EEXIST);
+        reader = map_segment(NULL, 2, fd, 0);
+        CHECK(page_holds(before, 7) && page_holds(after, 7) && page_holds(reader, 7));
+        /* What is missing is not made by a look at it. */
+        CHECK(pread(mem, bytes, KSM_PAGE_SIZE, (off_t) (uintptr_t) page_at(before, 1)) < 0);
+        CHECK_EQ(copy_page(uffd, page_at(before, 1), bytes), 0);
 }
 
 static void write_seal_needs_the_writable_mapping_gone_and_seal_seal_after_it(void) {
@@ -123,6 +152,7 @@ static void read_only_fd_maps_private_writable_but_not_shared_writable(void) {
 }
 
 FACTS(FACT(future_write_seal_stops_everyone_but_the_old_mapping),
+      FACT(read_only_mapping_from_before_the_seal_can_be_filled_once),
       FACT(write_seal_needs_the_writable_mapping_gone_and_seal_seal_after_it),
       FACT(mode_decides_whether_others_reopen_it_writable),
       FACT(reading_a_hole_of_a_sealed_memfd_allocates),

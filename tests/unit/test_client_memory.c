@@ -24,6 +24,7 @@
 #include "daemon/sys/pagemap.h"
 #include "daemon/sys/process.h"
 #include "daemon/sys/reader.h"
+#include "tests/unit/device.h"
 
 #define PAGES 64
 #define NOBODY 65534
@@ -317,11 +318,7 @@ static size_t scan_all(const struct process *p, uint64_t first, enum pagemap_loo
 }
 
 static int open_tracking(void) {
-        _cleanup_close_ int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-        if (device < 0) {
-                print_message("skipped: /dev/userfaultfd: %s\n", strerror(errno));
-                skip();
-        }
+        _cleanup_close_ int device = open_device();
         int track = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
         struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED };
         assert_int_equal(ioctl(track, UFFDIO_API, &api), 0);

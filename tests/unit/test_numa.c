@@ -20,6 +20,7 @@
 #include "common/uapi.h"
 #include "daemon/sys/numa.h"
 #include "daemon/sys/segment.h"
+#include "tests/unit/device.h"
 
 #define NOBODY 65534
 #define NODES_LIMIT 8
@@ -188,20 +189,20 @@ static void assert_slots_on(const struct segment_file *s, unsigned first, unsign
                 assert_int_equal(node_of(s->slots + i * KSM_PAGE_SIZE), node);
 }
 
-/* Whichever CPU fills it, and whether through the mapping or by write(2): each slot on the segment's node. */
+/* Whichever CPU fills it: each slot on the segment's node. */
 static void fill_on_each_cpu(int node, int n_cpus) {
-        static const uint8_t bytes[KSM_PAGE_SIZE] = { 1 };
+        static const uint8_t bytes[2 * KSM_PAGE_SIZE] = { 1 };
         struct segment_file *s;
-        assert_int_equal(segment_file_new(SLOTS, -1, "key", 3, &s), 0);
+        _cleanup_close_ int device = open_device();
+        _cleanup_close_ int filler = segment_filler_open(device);
+        assert_int_equal(segment_file_new(filler, SLOTS, -1, "key", 3, &s), 0);
         assert_int_equal(numa_bind(s->slots, SLOTS * KSM_PAGE_SIZE, node), 0);
         unsigned slot = 0;
         for (int cpu = 0; cpu < n_cpus && slot + 2 <= SLOTS; cpu++, slot += 2) {
                 int own = run_on(cpu);
                 if (own < 0)
                         break;
-                memcpy(s->slots + slot * KSM_PAGE_SIZE, bytes, KSM_PAGE_SIZE);
-                /* A slot nobody wrote through the mapping: reading allocates it, by the same policy. */
-                assert_int_equal(*(volatile uint8_t *) (s->slots + (slot + 1) * KSM_PAGE_SIZE), 0);
+                assert_int_equal(segment_file_fill(s, slot, bytes, 2), 2);
                 assert_slots_on(s, slot, 2, node);
                 printf("CPU %d, whose memory is on node %d: slots on node %d\n", cpu, own, node);
         }

@@ -24,13 +24,18 @@
 #include "daemon/sys/peer.h"
 #include "daemon/sys/sandbox.h"
 #include "daemon/sys/segment.h"
+#include "tests/unit/device.h"
+
+static int device = -1, filler = -1;
 
 static int in_child(int (*run)(void)) {
         int status;
         pid_t pid = fork();
         assert_true(pid >= 0);
-        if (pid == 0)
+        if (pid == 0) {
+                filler = segment_filler_open(device); /* fills the memory of who made it; before, as the daemon does */
                 _exit(sandbox_enter() < 0 ? 99 : run());
+        }
         assert_int_equal(waitpid(pid, &status, 0), pid);
         return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
@@ -40,6 +45,7 @@ static void *in_thread(void *userdata) {
 }
 
 static int daily_work(void) {
+        static uint8_t page[KSM_PAGE_SIZE];
         struct digest_secret secret;
         struct segment_file *s;
         struct peer peer;
@@ -48,7 +54,8 @@ static int daily_work(void) {
         const char *reason;
         int pair[2];
         /* A seal, a thread, a peer, a config file, a page of memory: each as the daemon does it while it runs. */
-        if (digest_secret_draw(&secret) < 0 || segment_file_new(16, -1, "key", 3, &s) < 0 || segment_file_seal(s) < 0)
+        if (digest_secret_draw(&secret) < 0 || segment_file_new(filler, 16, -1, "key", 3, &s) < 0 ||
+            segment_file_fill(s, 1, page, 1) != 1 || segment_file_seal(s) < 0)
                 return 1;
         segment_file_free(s);
         if (pthread_create(&thread, NULL, in_thread, NULL) != 0 || pthread_join(thread, NULL) != 0)
@@ -75,7 +82,7 @@ static int ask_about_nodes(void) {
         struct segment_file *s;
         int16_t node;
         uint64_t n;
-        if (segment_file_new(16, -1, "key", 3, &s) < 0)
+        if (segment_file_new(filler, 16, -1, "key", 3, &s) < 0)
                 return 1;
         uint64_t page = (uintptr_t) s->slots >> KSM_PAGE_SHIFT;
         (void) numa_bind(s->slots, 16 * KSM_PAGE_SIZE, 0);
@@ -87,6 +94,7 @@ static int ask_about_nodes(void) {
 }
 
 static void test_daily_work(void **state) {
+        device = open_device();
         assert_int_equal(in_child(daily_work), 0);
         assert_int_equal(in_child(ask_about_nodes), 0);
 }

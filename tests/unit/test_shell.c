@@ -27,6 +27,7 @@
 #include "daemon/scanner.h"
 #include "daemon/session.h"
 #include "daemon/sys/digest.h"
+#include "tests/unit/device.h"
 
 #define PAGES 8
 #define OP 77
@@ -151,7 +152,9 @@ static int setup(void **state) {
         process.pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
         process.mem_fd = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
         process.pidfd = (int) syscall(SYS_pidfd_open, getpid(), 0);
+        _cleanup_close_ int device = open_device();
         store_init(&manager.store);
+        manager.store.filler = segment_filler_open(device);
         assert_int_equal(store_domain_open(&manager.store, DOMAIN, DOMAIN_KEY, strlen(DOMAIN_KEY), &client.domain), 0);
         client.process = &process;
         session.client = &client;
@@ -166,6 +169,7 @@ static int teardown(void **state) {
         idmap_clear(&manager.clients);
         store_domain_unref(client.domain);
         store_done(&manager.store);
+        close_fd(manager.store.filler);
         close_fd(process.pagemap_fd);
         close_fd(process.mem_fd);
         close_fd(process.pidfd);

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "daemon/store.h"
+#include "tests/unit/device.h"
 
 #define SLOTS 16
 #define KEY "uid=1"
@@ -65,6 +66,9 @@ static void test_secrets(void **state) {
 
 /* I2: a slot that is being written keeps its segment mapped and unsealed. */
 static void test_pinned(void **state) {
+        static const uint8_t page[KSM_PAGE_SIZE];
+        _cleanup_close_ int device = open_device();
+        _cleanup_close_ int filler = segment_filler_open(device);
         for (unsigned drops = 0; drops < 2; drops++) {
                 struct store s;
                 struct store_domain *d;
@@ -72,6 +76,7 @@ static void test_pinned(void **state) {
                 const struct core_segment_event e = { .segment = 7, .kind = drops ? CORE_SEGMENT_DROP : CORE_SEGMENT_SEAL };
                 store_init(&s);
                 s.workers = *state;
+                s.filler = filler;
                 assert_int_equal(store_domain_open(&s, 1, KEY, strlen(KEY), &d), 0);
                 assert_int_equal(store_segment_open(&s, 7, d, SLOTS, -1, &segment), 0);
                 assert_int_equal(store_segment_open(&s, 7, d, SLOTS, -1, &again), 0);
@@ -82,7 +87,7 @@ static void test_pinned(void **state) {
                 reap(&s);
                 assert_non_null(segment->segment);
                 assert_non_null(segment->segment->slots);
-                memset(segment->segment->slots, 0xa5, SLOTS * KSM_PAGE_SIZE);
+                assert_int_equal(segment_file_fill(segment->segment, 1, page, 1), 1);
                 assert_int_equal(store_segment_find(&s, 7) == NULL, drops);
                 store_segment_unpin(segment);
                 reap(&s);
