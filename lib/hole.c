@@ -240,40 +240,63 @@ static void move_back(struct advice *d, uint64_t back) {
         }
 }
 
-static void disarm(struct advice *d, uint64_t span, uint64_t placed) {
+static void track_again(struct agent *a, uint64_t start, uint64_t end) {
+        if (context_register(&a->track, start, end, UFFDIO_REGISTER_MODE_WP) < 0)
+                a->retrack = true;
+}
+
+static void disarm(struct advice *d, uint64_t armed, uint64_t placed) {
         struct agent *a = d->t->a;
-        uint64_t plain = d->kind == APPLY_ZERO ? span : span & ~placed;
+        uint64_t plain = d->kind == APPLY_ZERO ? armed : armed & ~placed;
         for (unsigned i = 0, n; next_run(plain, &i, &n); i += n) {
                 uint64_t start = page_address(d->t->base, i), end = page_address(d->t->base, i + n);
                 (void) context_unregister_surely(&a->guard, start, end);
                 fault_point(FAULT_hole_disarmed);
-                if (context_register(&a->track, start, end, UFFDIO_REGISTER_MODE_WP) < 0)
-                        a->retrack = true;
+                track_again(a, start, end);
         }
 }
 
-/* One VMA's share of the block. */
-static void replace_span(struct advice *d) {
+/* Runs of slots become mappings of their own, so they are armed one by one: what lies between them stays as it is, and write-protected.
+ * Zero pages need none: all from the first to the last, or as many mappings would be made for a moment. */
+static uint64_t pages_to_arm(const struct advice *d) {
+        unsigned first = (unsigned) __builtin_ctzll(d->todo), last = 63 - (unsigned) __builtin_clzll(d->todo);
+        return d->kind == APPLY_ZERO ? run_bits(first, last - first + 1) : d->todo;
+}
+
+/* Returns what is armed. */
+static uint64_t arm(struct advice *d) {
         struct transition *t = d->t;
         struct agent *a = t->a;
-        unsigned first = (unsigned) __builtin_ctzll(d->todo), last = 63 - (unsigned) __builtin_clzll(d->todo);
-        uint64_t span = run_bits(first, last - first + 1);
-        uint64_t start = page_address(t->base, first), end = page_address(t->base, last + 1);
+        uint64_t armed = 0;
+        for (unsigned i = 0, n; next_run(pages_to_arm(d), &i, &n); i += n) {
+                uint64_t start = page_address(t->base, i), end = page_address(t->base, i + n);
+                int r = context_unregister(&a->track, start, end);
+                fault_point(FAULT_hole_untracked);
+                if (r == 0)
+                        r = context_register(&a->guard, start, end, UFFDIO_REGISTER_MODE_MISSING);
+                if (r < 0) {
+                        transition_set(t, d->todo & run_bits(i, n), r == -ENOMEM ? APPLY_BUDGET : APPLY_VMA_GONE);
+                        track_again(a, start, end);
+                        continue;
+                }
+                if (!armed)
+                        t->armed_usec = now_usec();
+                armed |= run_bits(i, n);
+                fault_point(FAULT_hole_armed);
+        }
+        return armed;
+}
 
+/* One VMA's share of the block. */
+static void replace_pages(struct advice *d) {
+        struct transition *t = d->t;
+        struct agent *a = t->a;
         if (!drop_scratch(a)) /* failed the last time, and does again */
                 return transition_set(t, d->todo, APPLY_BUSY);
-        int r = context_unregister(&a->track, start, end);
-        fault_point(FAULT_hole_untracked);
-        if (r == 0)
-                r = context_register(&a->guard, start, end, UFFDIO_REGISTER_MODE_MISSING);
-        if (r < 0) {
-                transition_set(t, d->todo, r == -ENOMEM ? APPLY_BUDGET : APPLY_VMA_GONE);
-                if (context_register(&a->track, start, end, UFFDIO_REGISTER_MODE_WP) < 0)
-                        a->retrack = true;
+        uint64_t armed = arm(d);
+        d->todo &= armed;
+        if (!armed)
                 return;
-        }
-        t->armed_usec = now_usec();
-        fault_point(FAULT_hole_armed);
         a->scratch_used = true;
         uint64_t moved = move_out(d, t->base);
         fault_point(FAULT_hole_moved);
@@ -284,9 +307,9 @@ static void replace_span(struct advice *d) {
         uint64_t placed = place(d, equal);
         fault_point(FAULT_hole_placed);
         move_back(d, moved & ~placed);
-        disarm(d, span, placed);
+        disarm(d, armed, placed);
         fault_point(FAULT_hole_closed);
-        transition_wake(t, start, end);
+        transition_wake(t, t->base, t->base + BLOCK_BYTES);
         fault_point(FAULT_hole_woken);
         (void) drop_scratch(a);
 }
@@ -294,5 +317,5 @@ static void replace_span(struct advice *d) {
 void hole_replace(struct advice *d) {
         drop_ineligible(d);
         if (d->todo)
-                replace_span(d);
+                replace_pages(d);
 }

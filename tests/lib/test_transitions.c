@@ -271,6 +271,27 @@ static void test_scattered_slots(void **state) {
         }
 }
 
+/* Of a block of which two runs merge all else is as before: not written, and protected. */
+static void test_beside_runs_is_not_written(void **state) {
+        uint8_t *b = block_new(), status[64];
+        const struct extent_element x[] = {
+                { .page = ((uint64_t) b >> KSM_PAGE_SHIFT) + 4, .n_pages = 10, .segment = 1, .slot = 4 },
+                { .page = ((uint64_t) b >> KSM_PAGE_SHIFT) + 30, .n_pages = 10, .segment = 1, .slot = 30 },
+        };
+        const uint64_t merged = run_bits(4, 10) | run_bits(30, 10);
+        for (unsigned i = 0; i < PAGES; i++)
+                fill(page_at(b, i), i % CONTENTS);
+        assert_int_equal(scan_written(b), ~0ULL);
+        for (unsigned tries = 0; tries == 0 || (tries < BUSY_TRIES && memchr(status, APPLY_BUSY, sizeof(status))); tries++)
+                (void) transition_apply(&A, APPLY_MERGE, x, ARRAY_SIZE(x), status);
+        assert_int_equal(file_pages(b), merged);
+        assert_int_equal(tracked_pages(b), ~0ULL);
+        assert_int_equal(scan_written(b), 0);
+        *(volatile uint8_t *) page_at(b, 20) = 1;
+        *(volatile uint8_t *) page_at(b, 63) = 1;
+        assert_int_equal(scan_written(b), 1ULL << 20 | 1ULL << 63);
+}
+
 /* What a private mapping of a segment would lose. */
 static void test_executable(void **state) {
         uint8_t *b = block_new(), status[64];
@@ -395,6 +416,7 @@ int main(void) {
                 cmocka_unit_test(test_only_what_is_published),
                 cmocka_unit_test(test_two_segments),
                 cmocka_unit_test(test_scattered_slots),
+                cmocka_unit_test(test_beside_runs_is_not_written),
                 cmocka_unit_test(test_executable),
                 cmocka_unit_test(test_lost_writes),
         };

@@ -34,13 +34,14 @@ AGENT_FAULTS = [
     Fault("watchdog-page-believed", "6.1 step 2", "a zero page that the watchdog put into scratch is taken for the program's", "lib/hole.c",
           "(look.present | look.swapped) & ~look.zero", "look.present | look.swapped", ("hostile",) + LIB),
     Fault("hole-untracked", "5.2", "what was not replaced is not tracked any more", "lib/hole.c",
-          "                if (context_register(&a->track, start, end, UFFDIO_REGISTER_MODE_WP) < 0)\n                        a->retrack = true;\n        }\n}",
+          "                track_again(a, start, end);\n        }\n}",
           "        }\n}", LIB + ("accounting", "sharing")),
     Fault("exclusive-by-copy", "6.1 step 2", "a page that a child shares is copied for the sake of merging it", "lib/hole.c",
           "if ((entry & (present | exclusive)) != (present | exclusive))", "if (!(entry & present))", LIB),
     Fault("failed-arm-goes-on", "6.1 step 1", "a block that could not be armed is left untracked", "lib/hole.c",
-          "                transition_set(t, d->todo, r == -ENOMEM ? APPLY_BUDGET : APPLY_VMA_GONE);\n                if (context_register(&a->track, start, end, UFFDIO_REGISTER_MODE_WP) < 0)\n                        a->retrack = true;\n",
-          "                transition_set(t, d->todo, r == -ENOMEM ? APPLY_BUDGET : APPLY_VMA_GONE);\n", LIB + CALLS),
+          "APPLY_BUDGET : APPLY_VMA_GONE);\n                        track_again(a, start, end);\n", "APPLY_BUDGET : APPLY_VMA_GONE);\n", LIB + CALLS),
+    Fault("armed-between", "issue 5", "what lies between two runs is taken for written after they have merged", "lib/hole.c",
+          "        return d->kind == APPLY_ZERO ? run_bits(first, last - first + 1) : d->todo;", "        return run_bits(first, last - first + 1);", ("transitions",)),
 
     # -- the frame (lib/transition.c) -----------------------------------------------------------------------------------------
     Fault("slot-beyond-segment", "I1, 6.1 step 3", "slots behind the segment's last one are believed", "lib/transition.c",
