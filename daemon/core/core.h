@@ -191,7 +191,7 @@ bool core_next_publish(struct core *c, uint64_t now_usec, struct core_publish *r
 void core_publish_done(struct core *c, uint64_t op, uint64_t now_usec, const struct core_read_result *results, int error);
 
 enum core_segment_event_kind {
-        CORE_SEGMENT_SEAL, /* full: drop the writable mapping, seal against writing */
+        CORE_SEGMENT_SEAL, /* full: drop the mapping, seal against writing */
         CORE_SEGMENT_DROP, /* nobody shares it, nothing will be merged into it: close it everywhere */
 };
 struct core_segment_event {

@@ -27,6 +27,10 @@
 #define WINDOW_LONG_USEC 2000
 #define WINDOW_MIN_PAGES (UINT64_C(1) << 12)
 #define WINDOW_MAX_PAGES (UINT64_C(1) << 40)
+/* Asked first which pages are not protected (daemon/sys/pagemap.c), the kernel saves so much for each private page that is, and walks each
+ * mapping once more (measured: docs/kernel.md). */
+#define PRIVATE_SAVES_NSEC 30
+#define MAPPING_COSTS_NSEC 500
 
 void scan_schedule(struct core *c, struct client *cl, uint64_t at_usec) {
         if (!cl->is_parked && !cl->is_scanning)
@@ -320,12 +324,10 @@ static bool pass_next(struct core *c, struct client *cl, uint64_t now_usec, uint
         return false;
 }
 
-/* Asked first which pages are not protected, the kernel saves 30 ns for each private page that is, and walks each mapping once more, which
- * takes it 500 ns (measured with what daemon/sys/pagemap.c does). */
 static bool expects_few(const struct client *cl) {
         uint64_t n_private = states_tracked(cl->states) - cl->states[PAGE_MERGED] - cl->states[PAGE_ZEROED];
 
-        return n_private * 30 > ((uint64_t) cl->n_vmas + (uint64_t) MAX(cl->vmas_used, INT64_C(0))) * 500;
+        return n_private * PRIVATE_SAVES_NSEC > (cl->n_vmas + (uint64_t) MAX(cl->vmas_used, INT64_C(0))) * MAPPING_COSTS_NSEC;
 }
 
 static bool scan_build(struct core *c, struct client *cl, uint64_t now_usec, struct core_scan *ret) {

@@ -130,7 +130,7 @@ TOOLS_FAULTS = [
     Fault("entries-never-first", "issue 5", "every pass asks of each page whether it is of a file", "daemon/core/scan.c",
           "                .expects_few = !op->is_plain && expects_few(cl),\n", "                .expects_few = false && expects_few(cl),\n", ("core_scans",)),
     Fault("mappings-cost-nothing", "issue 5", "short mappings are walked twice", "daemon/core/scan.c",
-          "* 500;\n", "* 0;\n", ("core_scans",)),
+          "#define MAPPING_COSTS_NSEC 500", "#define MAPPING_COSTS_NSEC 0", ("core_scans",)),
     Fault("walk-end-believed", "issue 5", "a walk that ended goes on where the kernel says that it stopped", "daemon/sys/pagemap.c",
           "        if ((uint64_t) n < arg.vec_len && ", "        if (n == 0 && ", ("client_memory",)),
     Fault("near-pages-lost", "5.2", "of pages that are looked at together only the first is", "daemon/sys/pagemap.c",
