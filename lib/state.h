@@ -65,7 +65,6 @@ struct agent {
         uint64_t report_at_usec;
         struct book_walk report;
         struct channel_message *message;
-        uint8_t *frame_buffer;
 
         /* blocks with discarded pages that are perhaps empty still; a ring. Full: their accesses are answered one by one */
         uint64_t discards[DISCARDS_MAX];

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """userksmd as its unit runs it, under a small supervisor in place of systemd: socket passing (LISTEN_FDS), READY=1,
-WATCHDOG=1 in time, RELOADING=1, STOPPING=1, and a loop that hangs stops the watchdog's messages.
+WATCHDOG=1 in time, RELOADING=1, STOPPING=1, and a loop that hangs stops the watchdog's messages. How its threads are scheduled.
 Then that it merges as a user without any capability."""
 import json
 import os
@@ -71,6 +71,23 @@ def hung_loop_is_noticed():
         s.wait_for("WATCHDOG=1", len(s.times("WATCHDOG=1")) + 1)
         os.kill(s.process.pid, signal.SIGTERM)
         assert s.process.wait() == 0
+
+
+def takes_no_processor_away():
+    """None of its threads interrupts who is running; a policy that the operator has chosen stays."""
+    before, policies = os.sched_getscheduler(0), {os.SCHED_OTHER: os.SCHED_BATCH}
+    if os.geteuid() == 0:  # or this process could not go back from it
+        policies[os.SCHED_IDLE] = os.SCHED_IDLE
+    for given, wanted in policies.items():
+        with Supervisor() as s:
+            os.sched_setscheduler(0, given, os.sched_param(0))
+            try:
+                s.start()
+            finally:
+                os.sched_setscheduler(0, before, os.sched_param(0))
+            s.wait_for("READY=1")
+            found = {int(t): os.sched_getscheduler(int(t)) for t in os.listdir(f"/proc/{s.process.pid}/task")}
+            assert len(found) > 1 and set(found.values()) == {wanted}, f"policies of its threads: {found}, not {wanted}"
 
 
 def wrong_socket_is_refused():
@@ -145,4 +162,4 @@ def needs_no_privilege():
             daemon.wait(20)
 
 
-run(life_of_a_service, hung_loop_is_noticed, wrong_socket_is_refused, second_socket_is_refused, needs_no_privilege)
+run(life_of_a_service, hung_loop_is_noticed, takes_no_processor_away, wrong_socket_is_refused, second_socket_is_refused, needs_no_privilege)
