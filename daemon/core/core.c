@@ -216,7 +216,7 @@ uint64_t core_tick(struct core *c, uint64_t now_usec) {
                 client_forget_step(c, cl, &budget);
                 if (is_gone)
                         continue;
-                scan_sweep_step(c, cl, &budget);
+                found_sweep_step(c, cl, &budget);
                 restore_retry_step(c, cl, &budget);
                 request_step(c, cl, now_usec, &budget);
         }

@@ -218,15 +218,30 @@ static inline bool client_unmerging(const struct core *c, const struct client *c
 }
 
 /* scan.c */
+#define SCAN_MAX_RUNS 1024
 void scan_schedule(struct core *c, struct client *cl, uint64_t at_usec);
 bool scan_is_unmerged(const struct client *cl, uint64_t page); /* in no range, or in one taken out of merging */
-void scan_sweep_step(struct core *c, struct client *cl, unsigned *budget);
 /* To be told when ranges, parking or life of the client changed: full_scans waits only for those that passes walk. */
 void scan_epoch_update(struct core *c, struct client *cl);
 /* When its next pass begins has changed. */
 void scan_hurry(struct core *c, struct client *cl);
 /* A block that waited to be read does no longer. */
 void scan_was_read(struct core *c, struct client *cl, uint32_t block, uint64_t now_usec);
+/* A window had so many runs, SCAN_MAX_RUNS also when something else was in the way: how large are the next ones? */
+void scan_window_took(struct client *cl, const struct op *op, uint64_t now_usec, size_t n_runs);
+
+/* found.c */
+/* After a look, and at run=2. */
+void found_sweep_step(struct core *c, struct client *cl, unsigned *budget);
+
+/* heat.c */
+void heat_pass_begins(struct client *cl);
+void heat_pass_ends(struct core *c, struct client *cl);
+/* Shortens the window so that it holds no hot block that is not due; true when it became empty (*page is past it). */
+bool heat_skip(struct core *c, struct client *cl, uint64_t *page, uint64_t *end);
+uint64_t heat_next(const struct client *cl); /* the first page of the next hot block; UINT64_MAX: none */
+/* A pass is through with a block. */
+void heat_judge(struct core *c, struct client *cl, uint32_t block, unsigned n_rewritten);
 
 /* pace.c */
 uint64_t pace_usec(const struct core *c, int64_t ms); /* of a pass or settle time, as the pace has it */

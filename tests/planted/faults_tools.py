@@ -137,6 +137,16 @@ TOOLS_FAULTS = [
           "                        found[kept - 1].end = found[i].end;\n", "                        ;\n", ("client_memory",)),
     Fault("found-overrun", "5.2", "what there was no room for counts as looked at", "daemon/sys/pagemap.c",
           "                        if (stop < end_of(&found[i])) { /* no room for more */\n", "                        if (0) {\n", ("client_memory",)),
+    Fault("found-not-protected-too", "5.2", "what the first look has not found is protected all the same, and what was written since then not reported",
+          "daemon/sys/pagemap.c", "                for (size_t i = 0; i < n_found; i++) {\n                        uint64_t start",
+          "                for (size_t i = 0; i <= n_found; i++) {\n"
+          "                        struct page_region lost[8];\n"
+          "                        size_t k;\n"
+          "                        uint64_t from = i > 0 ? end_of(&found[i - 1]) : page, to = i < n_found ? found[i].start >> KSM_PAGE_SHIFT : next, e;\n"
+          "                        if (to > from)\n"
+          "                                (void) scan(pagemap_fd, WANT_WRITTEN, from, to - from, 0, lost, 8, &k, &e);\n"
+          "                }\n"
+          "                for (size_t i = 0; i < n_found; i++) {\n                        uint64_t start", ("client_memory",)),
     Fault("found-first-lot", "5.2", "what was written behind the first runs found is not looked for", "daemon/sys/pagemap.c",
           "                page = next;\n        }\n", "                page = end;\n        }\n", ("client_memory",)),
     Fault("pages-without-bound", "5.2", "a call reports more pages than its caller can take", "daemon/sys/pagemap.c",

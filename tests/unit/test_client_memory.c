@@ -2,9 +2,11 @@
  * stop and resume. */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -288,6 +290,7 @@ static void test_consent(void **state) {
 }
 
 #define MANY_PAGES 80064 /* more than a call reports */
+#define SCANS_BESIDE 100
 
 /* Which of n pages the scan reports, taking at most max regions a call. */
 static size_t scan_pages(const struct process *p, uint64_t first, size_t n_pages, enum pagemap_look look, size_t max, bool *seen) {
@@ -408,6 +411,74 @@ static void test_scan_many(void **state) {
         check_scan_many(PAGEMAP_WRITTEN_FEW);
 }
 
+struct writer {
+        uint8_t *memory;
+        int track;
+        _Atomic bool over;
+};
+
+static _Atomic uint32_t *word_of(const struct writer *w, size_t page) {
+        return (_Atomic uint32_t *) (void *) (w->memory + page * KSM_PAGE_SIZE);
+}
+
+/* Anew what lies there, in one step; tracked a moment later. */
+static void map_anew(const struct writer *w, size_t page, size_t n) {
+        uint8_t *at = w->memory + page * KSM_PAGE_SIZE;
+        assert_true(mmap(at, n * KSM_PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == at);
+        assert_int_equal(madvise(at, n * KSM_PAGE_SIZE, MADV_NOHUGEPAGE), 0);
+        track_pages(w->track, at, n);
+}
+
+static void *write_all_the_time(void *p) {
+        enum { STRETCH = 40, ANEW = 1000, REST = 500 };
+        const struct writer *w = p;
+        const struct timespec rest = { .tv_nsec = 1000000 };
+        for (uint32_t step = 1, random = 1; !atomic_load(&w->over); step++) {
+                random = random * 1664525U + 1013904223U;
+                size_t page = (random >> 8) % (MANY_PAGES - STRETCH);
+                if (step % ANEW == 0)
+                        map_anew(w, page, STRETCH);
+                atomic_fetch_add(word_of(w, page), 1);
+                if (step % REST == 0)
+                        (void) nanosleep(&rest, NULL); /* few are written from one scan to the next */
+        }
+        return NULL;
+}
+
+/* Between the two looks, and within each, pages are written, go, and come again: whatever stands in one in the end, a scan that came after
+ * the last store has reported it. */
+static void check_scan_beside(enum pagemap_look look) {
+        static bool seen[MANY_PAGES];
+        static uint32_t noted[MANY_PAGES];
+        _cleanup_close_ int track = open_tracking();
+        _cleanup_(process_unrefp) struct process *p = self_process();
+        struct writer w = { .memory = map_pages(MANY_PAGES), .track = track };
+        uint64_t first = (uintptr_t) w.memory >> KSM_PAGE_SHIFT;
+        pthread_t thread;
+        track_pages(track, w.memory, MANY_PAGES);
+        assert_int_equal(pthread_create(&thread, NULL, write_all_the_time, &w), 0);
+        for (unsigned round = 0; round <= SCANS_BESIDE; round++) {
+                if (round == SCANS_BESIDE) {
+                        atomic_store(&w.over, true);
+                        assert_int_equal(pthread_join(thread, NULL), 0);
+                }
+                (void) scan_pages(p, first, MANY_PAGES, look, 1000, seen);
+                for (size_t i = 0; i < MANY_PAGES; i++)
+                        if (seen[i])
+                                noted[i] = atomic_load(word_of(&w, i));
+        }
+        (void) scan_pages(p, first, MANY_PAGES, PAGEMAP_PRESENT, 1000, seen); /* those that went and did not come again are not */
+        for (size_t i = 0; i < MANY_PAGES; i++)
+                if (seen[i] && noted[i] != atomic_load(word_of(&w, i)))
+                        fail_msg("page %zu was written and not reported", i);
+        assert_int_equal(munmap(w.memory, MANY_PAGES * KSM_PAGE_SIZE), 0);
+}
+
+static void test_scan_beside_writes(void **state) {
+        check_scan_beside(PAGEMAP_WRITTEN);
+        check_scan_beside(PAGEMAP_WRITTEN_FEW);
+}
+
 int main(void) {
         const struct CMUnitTest tests[] = {
                 cmocka_unit_test(test_read_fast),
@@ -419,6 +490,7 @@ int main(void) {
                 cmocka_unit_test(test_consent),
                 cmocka_unit_test(test_scan),
                 cmocka_unit_test(test_scan_many),
+                cmocka_unit_test(test_scan_beside_writes),
         };
         return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -363,6 +363,31 @@ static void test_merged_after_the_look(void **state) {
         finish(w);
 }
 
+/* A page is migrated while a look is under way that has seen it already: that one does not count as having looked for it. */
+static void test_migrated_behind_the_look(void **state) {
+        enum { MANY = 4096, RUNS = MANY / 2, STEPS = 1000000 }; /* more runs than a window has room for */
+        struct world *w = start(false, 0, 1);
+        uint32_t i = world_process(w, w->domains[0].id, 0, MANY);
+
+        for (uint32_t k = 0; k < MANY; k += 2)
+                world_write(w, i, k, k == 0 ? 1 : 1000 + k); /* the first is as one of the other process, on another node */
+        rest(w);
+        assert_counts(w, 0, 0);
+        core_pages_migrated(w->core);
+        w->n_placed_pages = 0;
+        for (unsigned k = 0; k < STEPS && w->n_placed_pages < RUNS / 2; k++) {
+                w->now_usec += SECOND / 1000;
+                world_step(w);
+        }
+        assert_in_range(w->n_placed_pages, RUNS / 2, RUNS - 1);
+        world_migrate(w, i, 0, 1, 1);
+        core_pages_migrated(w->core);
+        w->has_migrated = false;
+        rest(w);
+        assert_counts(w, 1, 1);
+        finish(w);
+}
+
 /* A look whose scan failed has not looked. */
 static void test_look_fails(void **state) {
         struct world *w = start(false, 2, 2);
@@ -449,6 +474,7 @@ int main(void) {
                 cmocka_unit_test(test_interleaved),
                 cmocka_unit_test(test_shared_between_looks),
                 cmocka_unit_test(test_merged_after_the_look),
+                cmocka_unit_test(test_migrated_behind_the_look),
                 cmocka_unit_test(test_look_fails),
                 cmocka_unit_test(test_full_node),
                 cmocka_unit_test(test_unknown_nodes),
