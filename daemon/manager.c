@@ -336,10 +336,9 @@ static unsigned raise_fd_limit(void) {
         return (unsigned) MIN(n, (rlim_t) UINT32_MAX);
 }
 
-/* Who becomes ready to run as SCHED_BATCH takes nobody's processor away (sched(7)). Else each answer of an agent would wake a thread here that
- * interrupts him in his next transition, and the accesses that wait for that wait for us (docs/agent.md). An operator who
- * has chosen another policy keeps it. */
-static void run_in_batches(void) {
+/* Who wakes as SCHED_BATCH takes nobody's processor away (sched(7)). Else the threads that wake here would interrupt agents in their transitions,
+ * and accesses that wait for those would wait for us (docs/agent.md). An operator who has chosen another policy keeps it. */
+static void set_batch_policy(void) {
         if (sched_getscheduler(0) == SCHED_OTHER)
                 (void) sched_setscheduler(0, SCHED_BATCH, &(struct sched_param){ 0 });
 }
@@ -437,7 +436,7 @@ int manager_new(const struct config *config, int argc, char **argv, int uffd_dev
         TAILQ_INIT(&m->unfinished);
         m->started_usec = m->empty_since_usec = now_usec();
         m->max_sessions = raise_fd_limit();
-        run_in_batches();
+        set_batch_policy();
         room_open(&m->room);
         governor_open(&m->governor, m->config.pressure_file, now_usec());
         m->vmstat_fd = numa_open_vmstat();

@@ -1,4 +1,5 @@
 /* What a scan has found: each page of a result is told to page.c, and after a plain look over everything what it did not find is forgotten.
+ * The same walk over all blocks queues them for restoring at run=2.
  *
  * Results are believed as far as they lie in the window that was asked for and in a range of the client. A scan that failed may have
  * protected pages without reporting them: all of its window counts as written then. */

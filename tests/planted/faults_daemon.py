@@ -163,7 +163,7 @@ DAEMON_FAULTS = [
     Fault("strangers-look", "8", "every user sees the clients of all", "daemon/control.c", "        bool all = is_privileged(s);", "        bool all = s;", PROTOCOL),
     Fault("socket-open", "8", "every user may connect", "daemon/listener.c", "umask(l->manager->config.open_to_all ? 0111 : 0117);", "umask(0111);", ("daemon_life", "daemon_protocol")),
     Fault("abstract-open", "8", "every user may connect to an abstract socket", "daemon/listener.c", "        l->is_closed_abstract = abstract && !l->manager->config.open_to_all;", "        l->is_closed_abstract = false;", ("daemon_life", "daemon_protocol")),
-    Fault("daemon-preempts", "issue 5", "a thread of the daemon that wakes takes an agent's processor away in a transition", "daemon/manager.c", "        run_in_batches();\n", "        (void) run_in_batches;\n", ("service",)),
+    Fault("daemon-preempts", "issue 5", "a thread of the daemon that wakes takes an agent's processor away in a transition", "daemon/manager.c", "        set_batch_policy();\n", "        (void) set_batch_policy;\n", ("service",)),
     Fault("policy-overridden", "issue 5", "the daemon takes another policy than the operator's", "daemon/manager.c", "        if (sched_getscheduler(0) == SCHED_OTHER)\n", "        if (true)\n", ("service",)),
     Fault("sandbox-off", "8", "the daemon runs without its system call filter", "daemon/manager.c", "        if (m->config.sandbox) {", "        if (m->config.sandbox && m->stopping) {", ("daemon_life", "daemon_protocol", "service")),
     Fault("sandbox-open", "8", "the filter allows what it does not know", "daemon/sys/sandbox.c", "seccomp_init(SCMP_ACT_KILL_PROCESS)", "seccomp_init(SCMP_ACT_LOG)", ("sandbox",)),
